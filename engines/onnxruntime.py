@@ -1,0 +1,69 @@
+"""The ``cpu`` engine and every simulation: a Q/DQ or float ONNX model as ONNX Runtime runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from pipeline.errors import EngineError
+from pipeline.session import run, session
+from pipeline.types import Array, TensorInfo
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint64)": np.uint64,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+class OnnxRuntimeRunner:
+    """Runs one ONNX model on the CPU provider; the session lives inside the ``with`` block.
+
+    Args:
+        path: The model; external data beside it.
+        threads: Intra-op threads, 0 for one per core.
+        optimize: ``False`` runs every Q/DQ node as it stands in the graph.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 0, optimize: bool = True) -> None:
+        self.path = path
+        self._session = session(path, threads=threads, optimize=optimize)
+        self.inputs = tuple(_info(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_info(value) for value in self._session.get_outputs())
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output for one batch.
+
+        Args:
+            feeds: An array for each input, in the input's dtype; names that the model lacks are an error.
+
+        Raises:
+            EngineError: A feed is missing or unknown, or ONNX Runtime fails on it.
+        """
+        if self._session is None:
+            raise EngineError("The runner is closed.", where=str(self.path), fix="Use it inside its `with` block.")
+        names = [info.name for info in self.outputs]
+        return dict(zip(names, run(self._session, names, dict(feeds)), strict=True))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._session = None
+
+
+def _info(value: object) -> TensorInfo:
+    dtype = _DTYPES.get(value.type, np.object_)  # type: ignore[attr-defined]
+    return TensorInfo(name=value.name, dtype=np.dtype(dtype), shape=tuple(value.shape))  # type: ignore[attr-defined]

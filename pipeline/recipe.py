@@ -1,0 +1,277 @@
+"""Everything the user asked for, as one typed object and one YAML file.
+
+A key that is not here is an error that names the nearest right one. The recipe says *what*; nothing in it depends on
+the machine that reads it.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import RecipeError
+from pipeline.types import Precision, Role
+
+ALIASES = {
+    "w8a8": "int8",
+    "int8-fp16": "int8",
+    "w16a16": "fp16",
+    "half": "fp16",
+    "float16": "fp16",
+    "float32": "fp32",
+    "none": "fp32",
+    "full": "int8-all",
+}
+"""Names that people use for a preset or precision, and the name used here."""
+
+NOT_YET = {"w4a16", "w8a16", "int4", "nf4", "fp4", "w4a8", "mxfp8"}
+"""Schemes that people ask for and this version does not make; named so that the answer is clear."""
+
+
+class Preset(StrEnum):
+    """A ready-made policy."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    """INT8 projections and FFN (and convolutions), attention core and the rest in high precision."""
+    INT8_ALL = "int8-all"
+    """The same, and the attention matmuls, other linear layers and residual adds too."""
+
+
+class Method(StrEnum):
+    """How a range is chosen from a tensor's statistics."""
+
+    AUTO = "auto"
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+    ENTROPY = "entropy"
+    ENTROPY_TRT = "entropy-trt"
+    """TensorRT's own variant of the entropy calibrator."""
+
+
+def _alias(value: Any) -> Any:
+    if isinstance(value, str):
+        name = value.strip().lower()
+        if name in NOT_YET:
+            raise ValueError(f"{value} is not made by this version; it makes {', '.join(Preset)} (and W8A8 = int8)")
+        return ALIASES.get(name, name)
+    return value
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys fail, values do not change after they were checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Source(Section):
+    """Where the trained model is: exactly one of ``onnx``, ``huggingface``, ``module``, ``pt2``."""
+
+    onnx: Path | None = None
+    """An ``.onnx`` file; external data stays beside it."""
+    huggingface: str | None = None
+    """A folder with a transformers model (safetensors only), or a hub id such as ``org/name`` where there is a network."""
+    module: str | None = None
+    """``package.module:factory``, a function that returns ``(torch.nn.Module, example_inputs)``. Your own code."""
+    pt2: Path | None = None
+    """A ``.pt2`` made by ``torch.export.save``. Loading one runs code that is in it."""
+    task: str | None = None
+    """feature-extraction, sequence-classification, image-classification or causal-lm; read from the model's config if not given."""
+    revision: str | None = None
+    """Commit or tag of a hub id."""
+    trust_source: bool = False
+    """Needed for ``module`` and ``pt2``: their code runs on this machine, in a child process."""
+    opset: int = Field(default=21, ge=21, le=23)
+    """Opset of the exported graph."""
+    strip_quantization: bool = False
+    """Take existing Q/DQ pairs out of the graph first; without it a quantized model is refused."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [k for k in ("onnx", "huggingface", "module", "pt2") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"name exactly one of onnx, huggingface, module, pt2 (found {', '.join(given) or 'none'})")
+        return self
+
+
+class Data(Section):
+    """Samples for calibration or validation."""
+
+    data: str | None = None
+    """``.npz``, a folder of ``.npy``/``.npz`` or of images, ``.jsonl`` or ``.txt``, or ``package.module:callable``."""
+    template: str = "{text}"
+    """How a ``.jsonl`` record (or a ``.txt`` line, as ``text``) becomes the text to tokenize."""
+    tokenizer: Path | None = None
+    """Folder or ``tokenizer.json``; the Hugging Face source's own if not given."""
+    max_length: int = Field(default=128, ge=1)
+    """Tokens per sample; longer text is cut."""
+    preprocessing: dict[str, Any] | None = None
+    """Image preprocessing: size, crop, mean, std, scale, layout (see docs/data.md)."""
+    samples: int = Field(default=512, ge=1)
+    """At most this many samples are read."""
+    batch_size: int = Field(default=8, ge=1)
+    """Samples per batch (a fixed batch dimension in the model wins)."""
+    trust_data: bool = False
+    """Needed for ``package.module:callable``: its code runs on this machine."""
+
+
+class Calibration(Data):
+    """How activation ranges are found."""
+
+    method: Method = Method.AUTO
+    """How a range is chosen; ``auto`` compares them and the report names the choice."""
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    """For ``percentile``: the share of |x| kept."""
+    ignore_padding: bool = True
+    """Leave out positions where ``attention_mask`` is 0."""
+    memory_mb: int = Field(default=1024, ge=64)
+    """Activations held at once; more tensors are collected in several passes."""
+
+
+class RuleConfig(Section):
+    """Gives the nodes that match all of its conditions a precision. The last matching rule wins."""
+
+    role: Role | Literal["attention", "ffn", "*"] | None = None
+    """A role (``ffn_down``) or a family of roles (``attention``, ``ffn``)."""
+    op_type: str | None = None
+    """An ONNX operator, such as ``MatMul``."""
+    name: str | None = None
+    """A glob over node names, such as ``*/layer.5/*``."""
+    precision: Annotated[Precision, BeforeValidator(_alias)]
+    """fp32, fp16 or int8."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.role is None and self.op_type is None and self.name is None:
+            raise ValueError("a rule needs at least one of role, op_type, name")
+        return self
+
+    def __str__(self) -> str:
+        wanted = [f"{k}: {v}" for k in ("role", "op_type", "name") if (v := getattr(self, k)) is not None]
+        return "{" + ", ".join([*wanted, f"precision: {self.precision}"]) + "}"
+
+
+class PolicyConfig(Section):
+    """Which node computes in which precision."""
+
+    preset: Annotated[Preset, BeforeValidator(_alias)] = Preset.INT8
+    """The policy to start from."""
+    rules: tuple[RuleConfig, ...] = ()
+    """Applied after the preset, in order; the last match wins."""
+    activations: Literal["static", "dynamic"] = "static"
+    """``dynamic`` computes activation ranges per batch at run time (``cpu`` only; no calibration needed)."""
+
+
+_GATE = re.compile(r"^\s*(>=|<=|>|<)\s*([-+]?[0-9.]+(?:e[-+]?\d+)?)\s*(%\s*of\s*fp32)?\s*$", re.IGNORECASE)
+
+
+class Validation(Data):
+    """How the result is measured, on data that was not used to calibrate."""
+
+    samples: int = Field(default=64, ge=1)
+    """At most this many samples are read."""
+    gates: dict[str, str] = Field(default_factory=dict)
+    """Measurement to condition: ``{sqnr_db: ">= 20", "task.f1": ">= 99% of fp32", "latency_ms.p90": "<= 50"}``."""
+    task: str | None = None
+    """accuracy, f1, embedding-similarity, or yours as ``package.module:callable``."""
+    labels: str | None = None
+    """File with the task's labels (see docs/validation.md)."""
+    per_layer: bool = False
+    """Also rank the layers by what each one loses."""
+    latency: bool = True
+    """Measure latency against FP32."""
+    latency_batches: tuple[int, ...] = (1, 8)
+    """Batch sizes to time."""
+
+    @model_validator(mode="after")
+    def _gates(self) -> Self:
+        for key, condition in self.gates.items():
+            if not _GATE.match(condition):
+                raise ValueError(f"gate {key}: {condition!r} is not a condition; write '>= 20' or '>= 99% of fp32'")
+        return self
+
+
+class DynamicBatching(Section):
+    """Triton's dynamic batcher."""
+
+    max_queue_delay_us: int = Field(default=0, ge=0)
+    """How long a request may wait for others, in microseconds."""
+    preferred_batch_sizes: tuple[int, ...] = ()
+    """Batch sizes to form first."""
+
+
+class TritonConfig(Section):
+    """The model repository."""
+
+    name: str | None = None
+    """Model name in the repository; the recipe's name if not given."""
+    max_batch_size: int = Field(default=32, ge=0)
+    """Largest batch the server forms; 0 turns batching off."""
+    dynamic_batching: DynamicBatching | None = DynamicBatching()
+    """``null`` turns it off."""
+    instances: int = Field(default=1, ge=1)
+    """Model instances per device."""
+
+
+class Recipe(Section):
+    """Everything that decides a build."""
+
+    name: str = Field(default="model", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the build directory and the served model."""
+    source: Source
+    calibration: Calibration = Calibration()
+    policy: PolicyConfig = PolicyConfig()
+    targets: tuple[str, ...] = ("cpu",)
+    """GPUs or ``cpu``; ``python -m pipeline doctor`` lists them."""
+    validate_: Validation = Field(default=Validation(), alias="validate")
+    triton: TritonConfig = TritonConfig()
+    costs: Path | None = None
+    """``costs.json`` from ``python -m pipeline profile``: nodes that got slower in INT8 stay in high precision."""
+    threads: int = Field(default=0, ge=0)
+    """Threads for ONNX Runtime; 0 is one per core."""
+    seed: int = 0
+    """Seed of everything that draws at random."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
+
+
+def parse(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
+    """Return the recipe that ``values`` describe.
+
+    Raises:
+        RecipeError: A wrong key or value; names the key and, for a wrong key, the nearest right one.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(str(error), where=where) from error
+
+
+def load(path: Path) -> Recipe:
+    """Return the recipe in a YAML file; relative paths in it start at the file's folder.
+
+    Raises:
+        RecipeError: The file cannot be read, is no YAML mapping, or holds a wrong key or value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(
+            f"The recipe cannot be read: {error.strerror}.",
+            where=str(path),
+            fix="Check the path, or write one with `python -m pipeline init`.",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe is no YAML: {' '.join(str(error).split())}", where=str(path)) from error
+    if not isinstance(values, dict):
+        raise RecipeError(
+            "The recipe must be a mapping (key: value).", where=str(path), fix="Start from `python -m pipeline init`."
+        )
+    return parse(values, where=str(path))

@@ -1,0 +1,68 @@
+"""ONNX Runtime on the CPU: the one place that makes a session, so that threads, logging and errors are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from pipeline.errors import EngineError
+
+
+def session(
+    model: Path | bytes,
+    *,
+    threads: int = 0,
+    optimize: bool = True,
+    folder: Path | None = None,
+    save_optimized: Path | None = None,
+) -> ort.InferenceSession:
+    """Return an ONNX Runtime session on the CPU provider.
+
+    Args:
+        model: A file, or a serialized model.
+        folder: Where the external data of a serialized model is.
+        threads: Intra-op threads; 0 lets ONNX Runtime choose (one per core).
+        optimize: ``False`` runs every node as it stands in the graph (Q/DQ groups are not fused).
+        save_optimized: Where to write the graph after ONNX Runtime's own optimizations, to see what it fused.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the model; its message is kept.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimize else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if save_optimized is not None:
+        options.optimized_model_filepath = str(save_optimized)
+    try:
+        source = model if isinstance(model, bytes) else str(model)
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exception classes share no public base
+        where = str(model) if isinstance(model, Path) else "a model in memory"
+        raise EngineError(
+            f"ONNX Runtime cannot load the model: {_short(error)}",
+            where=where,
+            fix="See the operator that the message names.",
+        ) from error
+
+
+def run(live: ort.InferenceSession, outputs: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
+    """Run a session, with ONNX Runtime's failure as an :class:`EngineError`."""
+    try:
+        return live.run(outputs, feeds)  # type: ignore[no-any-return]
+    except Exception as error:  # see above
+        raise EngineError(
+            f"ONNX Runtime failed while running the model: {_short(error)}",
+            fix="Check that the data fits the model's inputs.",
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
