@@ -1,0 +1,102 @@
+"""The precision plan: for every node its precision and the rule that decided it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.types import Precision, QuantDType, QuantSpec, Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePlan:
+    """One node's precision.
+
+    Attributes:
+        node: Name in the canonical graph.
+        op_type: ONNX operator.
+        role: What the node is for.
+        block: Repeated layer it belongs to, if any.
+        precision: What it computes in. A quantized node reads Q/DQ pairs.
+        rule: The rule that decided, in words a user can find in the recipe or the documentation.
+    """
+
+    node: str
+    op_type: str
+    role: Role
+    block: int | None
+    precision: Precision
+    rule: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """How a quantized node's operands are stored: activations per tensor, weights per output channel.
+
+    ``second`` is for the second operand of a matmul of two activations, where the target wants another type.
+    """
+
+    activations: QuantSpec
+    weights: QuantSpec
+    second: QuantSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionPlan:
+    """The whole graph's precisions for one family of targets.
+
+    Attributes:
+        family: Variant this is for: ``cpu``, ``gpu-int8``, ``gpu-fp16``, ``fp32``.
+        elsewhere: What nodes that are not quantized compute in unless their own entry says otherwise.
+        dynamic: Activation ranges are computed at run time.
+        formats: Storage for each quantized precision in use.
+        nodes: Every node of the main graph, in topological order.
+    """
+
+    family: str
+    elsewhere: Precision
+    dynamic: bool = False
+    formats: Mapping[Precision, Format] = field(default_factory=dict)
+    nodes: tuple[NodePlan, ...] = ()
+
+    def __iter__(self) -> Iterator[NodePlan]:
+        return iter(self.nodes)
+
+    def precisions(self) -> dict[str, Precision]:
+        """Return node name to precision."""
+        return {n.node: n.precision for n in self.nodes}
+
+    def quantized(self) -> tuple[NodePlan, ...]:
+        """Return the nodes that read Q/DQ pairs."""
+        return tuple(n for n in self.nodes if n.precision.quantized)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many nodes each precision has."""
+        return dict(sorted(Counter(str(n.precision) for n in self.nodes).items()))
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text; the same plan gives the same text."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> PrecisionPlan:
+        """Return the plan that :meth:`to_json` wrote."""
+        raw = json.loads(text)
+        nodes = tuple(
+            NodePlan(**{**n, "role": Role(n["role"]), "precision": Precision(n["precision"])}) for n in raw["nodes"]
+        )
+        formats = {Precision(p): Format(**{k: _spec(v) for k, v in f.items()}) for p, f in raw["formats"].items()}
+        return cls(
+            family=raw["family"],
+            elsewhere=Precision(raw["elsewhere"]),
+            dynamic=raw["dynamic"],
+            formats=formats,
+            nodes=nodes,
+        )
+
+
+def _spec(raw: dict[str, Any]) -> QuantSpec:
+    return QuantSpec(dtype=QuantDType(raw["dtype"]), symmetric=raw["symmetric"], axis=raw["axis"])

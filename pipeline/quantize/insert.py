@@ -1,0 +1,205 @@
+"""Insert Q/DQ pairs: activations at their sites, weights as int8 initializers behind a DequantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from pipeline.graph.operands import Operands, operands
+from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.sites import Site, sites
+from pipeline.quantize.weights import round_to_nearest
+from pipeline.types import Array, Precision, QuantDType, QuantSpec, Range
+
+_IR_DTYPE = {QuantDType.INT8: ir.DataType.INT8, QuantDType.UINT8: ir.DataType.UINT8}
+_NUMPY = {QuantDType.INT8: np.int8, QuantDType.UINT8: np.uint8}
+
+
+class Inserter:
+    """Changes one graph in place; made for a plan and the ranges of its activation sites.
+
+    Args:
+        model: The canonical model; changed.
+        plan: Which nodes read pairs, in which formats.
+        ranges: The range of every (tensor, format) that :func:`pipeline.quantize.sites.sites` names.
+    """
+
+    def __init__(self, model: ir.Model, plan: PrecisionPlan, ranges: Mapping[tuple[str, QuantSpec], Range]) -> None:
+        self.graph = model.graph
+        self.plan = plan
+        self.ranges = ranges
+        self.scale_dtype: type[np.floating] = np.float16 if plan.elsewhere is Precision.FP16 else np.float32
+        self.nodes = {n.name or "": n for n in model.graph}
+        self.values = {v.name or "": v for v in model.graph.inputs} | {
+            v.name or "": v for n in model.graph for v in n.outputs
+        }
+        self.names = set(self.values) | set(model.graph.initializers)
+        self.scales: dict[tuple[str, int], Array] = {}
+        self.pairs: dict[tuple[str, QuantSpec], tuple[ir.Value, ir.Value]] = {}
+        self.weights: dict[tuple[str, bytes, int | None], ir.Value] = {}
+        self._sites = sites(model, plan)
+
+    def run(self) -> None:
+        """Insert every pair."""
+        quantized = [(self.nodes[n.node], n) for n in self.plan.quantized()]
+        found = {n.name: operands(n) for n, _ in quantized}
+        self.activations()
+        for node, entry in quantized:
+            what = found[node.name]
+            if what is not None and what.weight is not None:
+                self._weight(node, what, self.plan.formats[entry.precision].weights)
+        self.drop_unused()
+
+    def activations(self) -> None:
+        """Insert the activation pairs alone; :attr:`pairs` then holds each one's (scale, zero point) constants."""
+        for site in self._sites:
+            self._activation(site)
+
+    def scale_zero_point(self, site: Site) -> tuple[np.float32, int]:
+        """Return the scale as stored (rounded to FP16 where the graph is FP16) and the zero point."""
+        scale, zero_point = self.ranges[site.tensor, site.spec].scale_zero_point(site.spec)
+        if self.scale_dtype is np.float16:
+            scale = max(float(np.float16(scale)), float(np.finfo(np.float16).smallest_subnormal))
+        return np.float32(scale), zero_point
+
+    def _activation(self, site: Site) -> None:
+        value = self.values[site.tensor]
+        scale, zero_point = self.scale_zero_point(site)
+        base = site.tensor
+        operands_ = (
+            self.constant(f"{base}_scale", np.asarray(scale, dtype=self.scale_dtype)),
+            self.constant(f"{base}_zero_point", np.asarray(zero_point, dtype=_NUMPY[site.spec.dtype])),
+        )
+        self.pairs[site.tensor, site.spec] = operands_
+        quantize = ir.node("QuantizeLinear", [value, *operands_], name=self._free(f"{base}_QuantizeLinear"))
+        dequantize = ir.node(
+            "DequantizeLinear", [quantize.outputs[0], *operands_], name=self._free(f"{base}_DequantizeLinear")
+        )
+        self._describe(quantize.outputs[0], f"{base}_quantized", _IR_DTYPE[site.spec.dtype], value.shape)
+        self._describe(dequantize.outputs[0], f"{base}_dequantized", value.dtype, value.shape)
+        readers = value.uses() if site.readers is None else [(self.nodes[n], i) for n, i in site.readers]
+        readers = [(n, i) for n, i in readers if n.op_type != "QuantizeLinear"]
+        self.place(value, [quantize, dequantize])
+        for reader, index in readers:
+            reader.replace_input_with(index, dequantize.outputs[0])
+            self.scales[reader.name or "", index] = np.asarray(scale)
+        if site.readers is None and value.is_graph_output():
+            self._take_over_output(value, dequantize.outputs[0])
+
+    def _weight(self, node: ir.Node, what: Operands, spec: QuantSpec) -> None:
+        assert what.weight is not None
+        value = node.inputs[what.weight]
+        assert value is not None
+        activation = self.scales.get((node.name or "", what.activations[0]), np.ones((), np.float32))
+        bias = node.inputs[what.bias] if what.bias is not None else None
+        quantize_bias = self.plan.family == "cpu" and bias is not None and bias.const_value is not None
+        floor = _bias_floor(bias, activation) if quantize_bias and bias is not None else None
+        weight = round_to_nearest(value, spec, axis=what.channel_axis, scale_dtype=self.scale_dtype, min_scale=floor)
+        key = (value.name or "", weight.scale.tobytes(), weight.axis)
+        if key not in self.weights:
+            self.weights[key] = self._dequantized(value, weight.tensor, weight.scale, weight.axis)
+        node.replace_input_with(what.weight, self.weights[key])
+        if quantize_bias and bias is not None and what.bias is not None:
+            node.replace_input_with(what.bias, self._bias(bias, weight.scale * activation))
+
+    def _bias(self, bias: ir.Value, scale: Array) -> ir.Value:
+        # ONNX Runtime fuses Conv and Gemm only with an int32 bias in the accumulator's own scale; TensorRT refuses one.
+        assert bias.const_value is not None
+        exact = np.rint(bias.const_value.numpy().astype(np.float64).reshape(-1) / scale)
+        tensor = ir.tensor(np.clip(exact, -(2**31), 2**31 - 1).astype(np.int32))
+        return self._dequantized(bias, tensor, np.asarray(scale, dtype=np.float32), 0 if scale.ndim else None)
+
+    def _dequantized(self, value: ir.Value, tensor: ir.TensorProtocol, scale: Array, axis: int | None) -> ir.Value:
+        base = f"{value.name}"
+        stored = self.initializer(f"{base}_quantized", tensor)
+        inputs = [stored, self.constant(f"{base}_scale", scale.astype(self.scale_dtype))]
+        if (
+            self.plan.family == "cpu"
+        ):  # ONNX Runtime fuses a Gemm only if its zero points are there; TensorRT needs none
+            inputs.append(self.constant(f"{base}_zero_point", np.zeros(scale.shape, dtype=tensor.dtype.numpy())))
+        node = ir.node(
+            "DequantizeLinear",
+            inputs,
+            attributes={} if axis is None else {"axis": axis},
+            name=self._free(f"{base}_DequantizeLinear"),
+        )
+        self._describe(node.outputs[0], f"{base}_dequantized", value.dtype, value.shape)
+        self.graph.insert_before(self.graph[0], [node])
+        return node.outputs[0]
+
+    def constant(self, name: str, array: Array) -> ir.Value:
+        """Add a small constant under a free name."""
+        return self.initializer(name, ir.tensor(array))
+
+    def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """Add an initializer under a free name; a lazy tensor stays lazy."""
+        value = ir.Value(name=self._free(name), shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
+        value.const_value = tensor
+        self.graph.register_initializer(value)
+        return value
+
+    def node(
+        self,
+        op_type: str,
+        inputs: list[ir.Value],
+        name: str,
+        outputs: int = 1,
+        attributes: dict[str, int] | None = None,
+    ) -> ir.Node:
+        """Make a node (not yet placed) whose name and output names are free."""
+        made = ir.node(op_type, inputs, attributes=attributes or {}, num_outputs=outputs, name=self._free(name))
+        for index, value in enumerate(made.outputs):
+            value.name = self._free(f"{name}_{index}" if outputs > 1 else f"{name}_output")
+        return made
+
+    def supplant(self, node: ir.Node, value: ir.Value) -> None:
+        """Let everything that reads ``node``'s output read ``value`` instead, and remove the node."""
+        old = node.outputs[0]
+        name = old.name
+        old.name = self._free(f"{name}_replaced")
+        value.name = name
+        value.shape, value.type = old.shape, old.type
+        ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+        self.graph.remove(node, safe=True)
+
+    def _describe(self, value: ir.Value, name: str, dtype: ir.DataType | None, shape: ir.Shape | None) -> None:
+        value.name = self._free(name)
+        value.type = None if dtype is None else ir.TensorType(dtype)
+        value.shape = shape
+
+    def place(self, value: ir.Value, new: list[ir.Node]) -> None:
+        """Put nodes right behind the one that makes ``value``, or first if it is an input."""
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], new)
+        else:
+            self.graph.insert_after(producer, new)
+
+    def _take_over_output(self, value: ir.Value, replacement: ir.Value) -> None:
+        name, index = value.name, list(self.graph.outputs).index(value)
+        value.name = self._free(f"{name}_float")
+        replacement.name = name
+        self.graph.outputs[index] = replacement
+
+    def _free(self, name: str) -> str:
+        candidate, n = name, 1
+        while candidate in self.names:
+            candidate, n = f"{name}_{n}", n + 1
+        self.names.add(candidate)
+        return candidate
+
+    def drop_unused(self) -> None:
+        """Remove the initializers that nothing reads any more."""
+        used = {v.name for n in self.graph.all_nodes() for v in n.inputs if v is not None}
+        outputs = {v.name for v in self.graph.outputs}
+        for name in [n for n in self.graph.initializers if n not in used and n not in outputs]:
+            del self.graph.initializers[name]
+
+
+def _bias_floor(bias: ir.Value, activation: Array) -> Array:
+    """Return the smallest weight scale per channel for which the int32 bias does not overflow."""
+    assert bias.const_value is not None
+    magnitude = np.abs(bias.const_value.numpy().astype(np.float64)).reshape(-1)
+    return (magnitude / (float(activation) * 2.0**30)).astype(np.float32)

@@ -1,0 +1,140 @@
+"""Choose the range of every activation site from its statistics, and keep what the other calibrators would have cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import onnx_ir as ir
+from calibrators.calibrate import calibrator, quantization_error
+from calibrators.collector import Statistics
+
+from calibrators.sketch import Sketch
+from pipeline.errors import QuantizeError
+from pipeline.notices import notice
+from pipeline.quantize.sites import Site, range_source
+from pipeline.recipe import Method
+from pipeline.types import QuantDType, QuantSpec, Range, Role
+
+CANDIDATES = (Method.MINMAX, Method.PERCENTILE, Method.MSE, Method.ENTROPY)
+"""What ``auto`` chooses from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRange:
+    """The range of one activation site.
+
+    Attributes:
+        site: The tensor, its format, and who reads it.
+        method: The calibrator whose range this is.
+        range: The interval that is kept.
+        errors: Calibrator to the mean squared quantization error on the calibration data.
+        options: Calibrator to its range, what ``auto`` may still choose from.
+    """
+
+    site: Site
+    method: str
+    range: Range
+    errors: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Range] = field(default_factory=dict)
+
+    def use(self, method: str) -> SiteRange:
+        """Return this site with another calibrator's range."""
+        return replace(self, method=method, range=self.options[method])
+
+
+def choose_ranges(
+    model: ir.Model,
+    found: Sequence[Site],
+    statistics: Statistics,
+    method: Method,
+    *,
+    percentile: float = 99.99,
+) -> tuple[SiteRange, ...]:
+    """Return a range for every site.
+
+    Args:
+        model: The canonical graph, for tensors that only rearrange another one and share its range.
+        found: Activation sites, from :func:`pipeline.quantize.sites.sites`.
+        statistics: A sketch for each site's tensor.
+        method: A calibrator; ``auto`` takes, per tensor, the candidate with the least squared error
+            (:mod:`pipeline.quantize.tune` then checks the choice at the network's output).
+        percentile: For ``percentile``.
+
+    Raises:
+        QuantizeError: The statistics lack a tensor.
+    """
+    methods = list(CANDIDATES) if method is Method.AUTO else [method]
+    tensors = [s.tensor for s in found]
+    chosen = []
+    constant = []
+    for site in found:
+        source = range_source(model, site.tensor, tensors)
+        sketch = _sketch(statistics, source)
+        if sketch.min == sketch.max:
+            constant.append(site.tensor)
+        options = {str(m): calibrator(m, percentile=percentile).range(sketch, site.spec) for m in methods}
+        errors = {m: quantization_error(sketch, r, site.spec) / max(sketch.count, 1) for m, r in options.items()}
+        best = min(errors, key=lambda m: errors[m])
+        chosen.append(SiteRange(site=site, method=best, range=options[best], errors=errors, options=options))
+    if constant:
+        notice(
+            "constant-activation",
+            f"{len(constant)} quantized tensors had one single value on all calibration data, such as {constant[0]}; "
+            "their range says nothing about other data",
+        )
+    return tuple(chosen)
+
+
+def role_groups(ranges: Sequence[SiteRange]) -> dict[tuple[Role, ...], list[int]]:
+    """Return the sites grouped by the roles that read them, in first-seen order."""
+    groups: dict[tuple[Role, ...], list[int]] = {}
+    for index, item in enumerate(ranges):
+        groups.setdefault(item.site.roles, []).append(index)
+    return groups
+
+
+def _sketch(statistics: Statistics, tensor: str) -> Sketch:
+    found = statistics.get(tensor)
+    if not isinstance(found, Sketch):
+        raise QuantizeError(
+            "The statistics lack a tensor that the precision plan quantizes.",
+            where=tensor,
+            fix="Run `python -m pipeline calibrate` again with this recipe.",
+        )
+    if found.count == 0:
+        raise QuantizeError(
+            "A tensor that the precision plan quantizes had no values on any calibration sample.",
+            where=tensor,
+            fix="Check that the calibration data is not empty, or keep its nodes in high precision with a rule.",
+        )
+    return found
+
+
+def to_json(ranges: Sequence[SiteRange]) -> str:
+    """Return the ranges as JSON text; the same ranges give the same text."""
+    return json.dumps([asdict(r) for r in ranges], indent=1, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> tuple[SiteRange, ...]:
+    """Return what :func:`to_json` wrote."""
+    return tuple(_site_range(raw) for raw in json.loads(text))
+
+
+def _site_range(raw: dict[str, Any]) -> SiteRange:
+    site = raw["site"]
+    spec = site["spec"]
+    return SiteRange(
+        site=Site(
+            tensor=site["tensor"],
+            spec=QuantSpec(dtype=QuantDType(spec["dtype"]), symmetric=spec["symmetric"], axis=spec["axis"]),
+            readers=None if site["readers"] is None else tuple((n, i) for n, i in site["readers"]),
+            roles=tuple(Role(r) for r in site["roles"]),
+        ),
+        method=raw["method"],
+        range=Range(**raw["range"]),
+        errors=raw["errors"],
+        options={m: Range(**r) for m, r in raw["options"].items()},
+    )

@@ -1,0 +1,139 @@
+"""What matters first about each target, derived from the report: verdict, size, accuracy, speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.report.contract import Report, TargetStatus
+from pipeline.report.figures import decibels, milliseconds, number, percent, size, times
+from pipeline.report.measured import BatchLatency, Mode, OutputMetrics, Validation, VerdictStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headline:
+    """One target in a few words.
+
+    Attributes:
+        target: Its name.
+        status: What became of its engine.
+        reason: Why it was not built.
+        verdict: What the gates say.
+        size: Engine size beside FP32's.
+        size_share: Engine bytes over FP32 bytes; ``None`` if not measured.
+        accuracy: The worst output, and the task.
+        latency: Per batch size, beside FP32.
+        slower: Batch sizes at which the engine is slower than FP32, with both medians; empty if none is.
+        simulated: The accuracy is of a simulation, not of the engine.
+    """
+
+    target: str
+    status: TargetStatus
+    reason: str
+    verdict: VerdictStatus
+    size: str
+    size_share: float | None
+    accuracy: tuple[str, ...]
+    latency: tuple[str, ...]
+    slower: tuple[str, ...]
+    simulated: bool
+
+
+def headlines(report: Report) -> tuple[Headline, ...]:
+    """Return one headline for each target, those that were built first."""
+    names = sorted(report.targets, key=lambda name: report.targets[name].status is not TargetStatus.BUILT)
+    return tuple(_headline(report, name) for name in names)
+
+
+def slower_than_fp32(report: Report) -> str:
+    """Return the sentence that says where quantizing made the model slower; empty if nowhere (or not measured)."""
+    found = [f"{h.target}: {', '.join(h.slower)}" for h in headlines(report) if h.slower]
+    return f"The engine is SLOWER than FP32. {'; '.join(found)}." if found else ""
+
+
+def worst_output(validation: Validation) -> tuple[str, OutputMetrics] | None:
+    """Return the output that lost most (least SQNR, or least share of equal values), with its name."""
+    if not validation.outputs:
+        return None
+    return min(validation.outputs.items(), key=_quality)
+
+
+def worst_figure(validation: Validation) -> str:
+    """Return the worst output's SQNR (or share of equal values) alone; empty if it has neither."""
+    worst = worst_output(validation)
+    if worst is None:
+        return ""
+    if worst[1].exact:
+        return "equal"
+    if worst[1].sqnr_db is not None:
+        return decibels(worst[1].sqnr_db)
+    return "" if worst[1].exact_match is None else percent(worst[1].exact_match)
+
+
+def batches(validation: Validation) -> list[BatchLatency]:
+    """Return the latency rows by batch size."""
+    return sorted((validation.latency_ms or {}).values(), key=lambda row: row.batch)
+
+
+def _quality(item: tuple[str, OutputMetrics]) -> float:
+    metrics = item[1]
+    if metrics.nonfinite:
+        return float("-inf")
+    if metrics.exact:
+        return float("inf")
+    if metrics.sqnr_db is not None:
+        return metrics.sqnr_db
+    return metrics.exact_match if metrics.exact_match is not None else 0.0
+
+
+def _headline(report: Report, name: str) -> Headline:
+    target, validation = report.targets[name], report.validation[name]
+    rows = batches(validation)
+    reference = validation.fp32_bytes if validation.fp32_bytes is not None else report.source.fp32_bytes
+    share = target.bytes / reference if target.bytes is not None and reference else None
+    return Headline(
+        target=name,
+        status=target.status,
+        reason=target.reason or "",
+        verdict=validation.verdict,
+        size=size(target.bytes) + (f" ({100 * share:.0f} % of FP32's {size(reference)})" if share is not None else ""),
+        size_share=share,
+        accuracy=tuple(_accuracy(validation)),
+        latency=tuple(
+            f"batch {r.batch}: {milliseconds(r.p50)}, FP32 {milliseconds(r.fp32.p50)} ({times(r.speedup)})"
+            for r in rows
+        ),
+        slower=tuple(
+            f"batch {r.batch} takes {milliseconds(r.p50)}, FP32 {milliseconds(r.fp32.p50)}"
+            for r in rows
+            if r.speedup < 1
+        ),
+        simulated=validation.mode in (Mode.SIMULATED, Mode.EMULATED),
+    )
+
+
+def _accuracy(validation: Validation) -> list[str]:
+    lines = []
+    worst = worst_output(validation)
+    if worst is not None:
+        lines.append(describe_output(*worst) + (" (worst output)" if len(validation.outputs or {}) > 1 else ""))
+    task = validation.task
+    if task is not None:
+        lines += [
+            f"{task.name} {metric}: {number(value)}, FP32 {number(task.fp32.get(metric))}"
+            for metric, value in task.engine.items()
+        ]
+    return lines
+
+
+def describe_output(name: str, metrics: OutputMetrics) -> str:
+    """Return one output's accuracy in a few words."""
+    if metrics.exact:
+        return f"{name}: equal to FP32"
+    parts = [f"SQNR {decibels(metrics.sqnr_db)}"] if metrics.sqnr_db is not None else []
+    if metrics.cosine is not None:
+        parts.append(f"cosine {metrics.cosine:.5f}")
+    if metrics.exact_match is not None:
+        parts.append(f"{percent(metrics.exact_match)} of values equal")
+    if metrics.nonfinite:
+        parts.append(f"{metrics.nonfinite} values are NaN or infinite on one side only")
+    return f"{name}: {', '.join(parts) or 'not measured'}"

@@ -1,0 +1,94 @@
+"""From statistics to the precision plan, and from it to the variants."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from calibrators.collector import Statistics
+from pipeline import model as models
+from pipeline.errors import RecipeError
+from pipeline.graph.prepare import Prepared
+from pipeline.graph.roles import find_roles
+from pipeline.notices import notice
+from pipeline.policy.extents import extents
+from pipeline.policy.plan import PrecisionPlan
+from pipeline.policy.planning import plan as make_plan
+from pipeline.quantize.quantize import quantize as write_variant
+from pipeline.quantize.ranges import SiteRange
+from pipeline.stages.run import STATISTICS, Run, step
+
+
+@step
+def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[str, PrecisionPlan]:
+    """The precision of every node, for every family of targets."""
+    plans = {}
+    for name in run.families:
+        out = f"variants/{name}/precision_plan.json"
+        half = name.startswith("gpu")
+        if half and statistics is None and not run.options.dry_run:
+            notice("fp16-unchecked", "Without calibration data nothing says which tensors FP16 cannot hold.")
+
+        def produce(work: Path, name: str = name, out: str = out, half: bool = half) -> None:
+            model = models.load(canonical.path)
+            made = make_plan(
+                model,
+                find_roles(model),
+                run.recipe.policy,
+                name,
+                costs=_costs(run.recipe.costs),
+                extents=extents(statistics) if half and statistics is not None else None,
+            )
+            (work / out).write_text(made.to_json(), encoding="utf-8")
+
+        inputs = {
+            "model": canonical.path,
+            "policy": run.recipe.policy.model_dump(mode="json"),
+            "family": name,
+            "costs": run.recipe.costs,
+            "statistics": run.directory / STATISTICS if half and statistics is not None else None,
+        }
+        result = run.stage(f"plan/{name}", inputs, [out], produce)
+        plans[name] = PrecisionPlan.from_json(result.paths[out].read_text(encoding="utf-8"))
+    return plans
+
+
+@step
+def quantize(
+    run: Run, canonical: Prepared, plans: dict[str, PrecisionPlan], ranges: dict[str, tuple[SiteRange, ...]]
+) -> dict[str, Path]:
+    """The Q/DQ ONNX of every family of targets."""
+    variants = {}
+    for name, made in plans.items():
+        out = f"variants/{name}/model.onnx"
+
+        def produce(work: Path, name: str = name, made: PrecisionPlan = made, out: str = out) -> dict[str, Any]:
+            variant = write_variant(canonical.path, made, ranges[name], work / out, progress=run.progress)
+            fused = variant.fusion
+            return {
+                "bytes": variant.bytes,
+                "integer_kernels": fused.integer_kernels if fused else None,
+                "unfused": list(fused.unfused) if fused else None,
+            }
+
+        inputs = {
+            "model": canonical.path,
+            "plan": run.directory / f"variants/{name}/precision_plan.json",
+            "ranges": run.directory / f"variants/{name}/ranges.json" if ranges[name] else None,
+        }
+        variants[name] = run.stage(f"quantize/{name}", inputs, [out], produce).paths[out]
+    return variants
+
+
+def _costs(path: Path | None) -> dict[str, dict[str, float]]:
+    if path is None:
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["nodes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"The node costs cannot be read: {error}.",
+            where=str(path),
+            fix="Write them with `python -m pipeline profile`.",
+        ) from error

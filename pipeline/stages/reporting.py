@@ -1,0 +1,192 @@
+"""From everything a build did to ``report.json``, ``report.html`` and ``manifest.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import model as models
+from pipeline.graph.prepare import Prepared
+from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.ranges import SiteRange
+from pipeline.report import contract
+from pipeline.report.html import write_html
+from pipeline.report.manifest import MANIFEST, make_manifest, write_manifest
+from pipeline.report.measured import Validation, nothing_measured
+from pipeline.report.versions import versions
+from pipeline.sources.export import Exported
+from pipeline.stages.engines import Engine
+from pipeline.stages.run import Run
+from pipeline.validation.measurement import Measurements
+from pipeline.validation.thresholds import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the stages of a whole build returned."""
+
+    exported: Exported
+    canonical: Prepared
+    plans: Mapping[str, PrecisionPlan]
+    ranges: Mapping[str, tuple[SiteRange, ...]]
+    engines: tuple[Engine, ...]
+    measured: Mapping[str, Measurements]
+    verdicts: Mapping[str, Verdict]
+    repository: Path | None
+
+
+def write_reports(run: Run, outcome: Outcome) -> contract.Report:
+    """Write manifest and reports into the build directory and return the report."""
+    directory = run.directory
+    for engine in outcome.engines:
+        if engine.status == "built":
+            _write_engine_manifest(run, engine)
+    write_manifest(
+        make_manifest(directory, recipe=run.recipe, inputs=_inputs(run, outcome), hash_file=run.store.sha256), directory
+    )
+    report = contract.Report(
+        name=run.recipe.name,
+        versions=versions(),
+        source=_source(run, outcome),
+        calibration=_calibration(run),
+        precision_plan=_nodes(outcome),
+        ranges=_ranges(outcome),
+        targets={e.target.name: _target(directory, e) for e in outcome.engines},
+        validation={e.target.name: _validation(outcome, e.target.name) for e in outcome.engines},
+        repository=_relative(directory, outcome.repository),
+        notices=tuple(contract.Notice(**n.to_dict()) for n in run.notices),
+        stages=tuple(contract.Stage(name=r.name, seconds=r.seconds, fresh=r.fresh) for r in run.results),
+        manifest=MANIFEST,
+    )
+    contract.write_json(report, directory / "report.json")
+    write_html(report, directory / "report.html")
+    return report
+
+
+def _inputs(run: Run, outcome: Outcome) -> dict[str, Path]:
+    recipe = run.recipe
+    given: dict[str, str | Path | None] = {
+        "source": recipe.source.onnx or recipe.source.pt2 or outcome.exported.folder,
+        "calibration": recipe.calibration.data,
+        "validate": recipe.validate_.data,
+        "labels": recipe.validate_.labels,
+        "costs": recipe.costs,
+    }
+    return {role: Path(path) for role, path in given.items() if path is not None and Path(path).exists()}
+
+
+def _write_engine_manifest(run: Run, engine: Engine) -> None:
+    files = {f.name: run.store.sha256(f) for f in models.files(engine.path)}
+    values = {
+        "target": engine.target.name,
+        "runtime": engine.target.runtime,
+        "versions": {"onnxruntime": versions()["onnxruntime"]},
+        "variant": engine.family,
+        "canonical_sha256": run.store.sha256(run.directory / "model.fp32.onnx"),
+        "files": files,
+    }
+    contract.write_text(engine.path.parent / MANIFEST, json.dumps(values, indent=1, sort_keys=True) + "\n")
+
+
+def _source(run: Run, outcome: Outcome) -> contract.Source:
+    source = run.recipe.source
+    kind: Literal["onnx", "huggingface", "module", "pt2"]
+    for kind in ("onnx", "huggingface", "module", "pt2"):
+        value = getattr(source, kind)
+        if value is not None:
+            break
+    model = models.load(outcome.canonical.path)
+    name = Path(value).name if kind in ("onnx", "pt2") or Path(str(value)).is_absolute() else str(value)
+    file = source.onnx or source.pt2
+    differences = (outcome.exported.max_relative_difference, outcome.canonical.max_relative_difference)
+    known = [d for d in differences if d is not None]
+    return contract.Source(
+        kind=kind,
+        name=name,
+        task=outcome.exported.task,
+        sha256=run.store.sha256(file) if file is not None else None,
+        opset=outcome.canonical.opset_to,
+        fp32_bytes=models.size_bytes(outcome.canonical.path),
+        max_relative_difference=max(known) if known else None,
+        inputs=tuple(_tensor(i) for i in models.inputs(model)),
+        outputs=tuple(_tensor(o) for o in models.outputs(model)),
+    )
+
+
+def _tensor(info: Any) -> contract.Tensor:
+    return contract.Tensor(name=info.name, dtype=str(info.dtype), shape=info.shape)
+
+
+def _calibration(run: Run) -> contract.Calibration:
+    facts = run.facts("calibrate")
+    return contract.Calibration(
+        samples=facts.get("samples"),
+        seconds=facts.get("seconds"),
+        fp32_forward_seconds=facts.get("fp32_forward_seconds"),
+        peak_rss_bytes=facts.get("peak_rss_bytes"),
+        method=str(run.recipe.calibration.method) if facts else None,
+    )
+
+
+def _nodes(outcome: Outcome) -> tuple[contract.NodePrecision, ...]:
+    return tuple(
+        contract.NodePrecision(
+            variant=name,
+            node=n.node,
+            op_type=n.op_type,
+            role=str(n.role),
+            block=n.block,
+            precision=str(n.precision),
+            rule=n.rule,
+        )
+        for name, plan in outcome.plans.items()
+        for n in plan.nodes
+    )
+
+
+def _ranges(outcome: Outcome) -> tuple[contract.TensorRange, ...]:
+    found = []
+    for name, ranges in outcome.ranges.items():
+        for item in ranges:
+            scale, zero_point = item.range.scale_zero_point(item.site.spec)
+            found.append(
+                contract.TensorRange(
+                    variant=name,
+                    tensor=item.site.tensor,
+                    dtype=str(item.site.spec.dtype),
+                    method=item.method,
+                    min=item.range.min,
+                    max=item.range.max,
+                    scale=scale,
+                    zero_point=zero_point,
+                    alternatives=dict(item.errors),
+                )
+            )
+    return tuple(found)
+
+
+def _target(directory: Path, engine: Engine) -> contract.Target:
+    built = engine.status == "built"
+    return contract.Target(
+        status=contract.TargetStatus(engine.status),
+        reason=engine.reason,
+        variant=engine.family,
+        engine=_relative(directory, engine.path) if built else None,
+        bytes=models.size_bytes(engine.path) if built else None,
+        seconds=engine.seconds,
+        compiled=None,
+    )
+
+
+def _validation(outcome: Outcome, name: str) -> Validation:
+    if name not in outcome.measured:
+        return nothing_measured("no held-out data was given (validate.data)")
+    verdict = outcome.verdicts[name].to_dict()
+    return Validation.model_validate({**outcome.measured[name].to_dict(), **verdict})
+
+
+def _relative(directory: Path, path: Path | None) -> str | None:
+    return path.relative_to(directory).as_posix() if path is not None else None

@@ -1,0 +1,147 @@
+"""One run over the stages of a recipe: what they share, and how far it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from calibrators.data.open import open_data
+from calibrators.data.spec import DataSpec
+from engines.target import Target, check_precision
+from engines.target import target as find_target
+from pipeline.errors import RecipeError
+from pipeline.notices import Notice, collecting
+from pipeline.policy.planning import family
+from pipeline.recipe import Data, Preset, Recipe
+from pipeline.sources.export import Exported
+from pipeline.store import StageResult, Store
+from pipeline.types import CalibrationData, Precision, Progress, TensorInfo
+
+CANONICAL = "model.fp32.onnx"
+STATISTICS = "calibration/statistics.safetensors"
+MASK = "attention_mask"
+
+STAGES = ("export", "prepare", "calibrate", "plan", "ranges", "quantize", "engines", "validate", "publish")
+"""Stages in order; a build can stop after each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """How a build runs; nothing here changes what it makes.
+
+    Attributes:
+        until: Stop after this stage; ``None`` goes to the end.
+        force: Run every stage again.
+        from_stage: Run this stage and all later ones again.
+        dry_run: Stop after planning and calibrate nothing.
+        require_verdict: A verdict that is not ``passed`` publishes nothing and is an error.
+        require_built: A target without a built engine is an error.
+        shard: ``(i, n)``: calibrate on every n-th batch only, from the i-th, and stop.
+        merge: Build directories (or files) with all shards; their sum is this build's calibration.
+    """
+
+    until: str | None = None
+    force: bool = False
+    from_stage: str | None = None
+    dry_run: bool = False
+    require_verdict: bool = False
+    require_built: bool = False
+    shard: tuple[int, int] | None = None
+    merge: tuple[Path, ...] = ()
+
+
+class Reached(Exception):  # noqa: N818 (no error: the stage that was asked for is done)
+    """The last stage that was asked for is done."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def step(method: Callable[Concatenate[Run, P], R]) -> Callable[Concatenate[Run, P], R]:
+    """End the line after this stage if it is the one to stop after."""
+
+    @functools.wraps(method)
+    def wrapped(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        result = method(run, *args, **kwargs)
+        if run.options.until == method.__name__:
+            raise Reached
+        return result
+
+    return wrapped
+
+
+class Run:
+    """One run over the stages of a recipe.
+
+    Args:
+        recipe: What is asked for; a precision that one of its targets lacks is refused here, before any work.
+        directory: The build directory.
+        options: How to run.
+        progress: Told how far each long stage is.
+    """
+
+    def __init__(self, recipe: Recipe, directory: Path, options: BuildOptions, progress: Progress) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.options = options
+        self.progress = progress
+        self.store = Store(directory, force=options.force, from_stage=options.from_stage)
+        self.results: list[StageResult] = []
+        self.notices: list[Notice] = []
+        self.targets = {t.name: t for t in map(find_target, recipe.targets)}
+        self.families = self._families()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the build directory and gather notices; stop quietly after the stage that was asked for last."""
+        if self.options.until is not None and self.options.until not in STAGES:
+            raise RecipeError(f"There is no stage {self.options.until!r}.", fix=f"Stages are {', '.join(STAGES)}.")
+        with self.store.locked(), collecting() as notices:
+            self.notices = notices
+            with contextlib.suppress(Reached):
+                yield
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return what a stage of this run recorded; empty if it did not run."""
+        return next((r.facts for r in self.results if r.name == name), {})
+
+    def open(self, section: Data, exported: Exported, inputs: tuple[TensorInfo, ...]) -> CalibrationData | None:
+        """Return the samples that a section of the recipe names, checked against the model's inputs; ``None`` without."""
+        if section.data is None:
+            return None
+        spec = DataSpec(
+            data=section.data,
+            template=section.template,
+            tokenizer=section.tokenizer or exported.folder,
+            max_length=section.max_length,
+            preprocessing=section.preprocessing,
+            samples=section.samples,
+            batch_size=section.batch_size,
+            trust_data=section.trust_data,
+        )
+        return open_data(spec, inputs)
+
+    def stage(
+        self, name: str, inputs: dict[str, Any], outputs: list[str], produce: Callable[[Path], dict[str, Any] | None]
+    ) -> StageResult:
+        """Return a stage's result from the store, running it if it is not there; see :meth:`pipeline.store.Store.stage`."""
+        result = self.store.stage(name, inputs=inputs, outputs=outputs, produce=produce)
+        self.results.append(result)
+        return result
+
+    def _families(self) -> dict[str, list[Target]]:
+        preset = self.recipe.policy.preset
+        rules = [r.precision for r in self.recipe.policy.rules]
+        asked = {Precision.INT8 if preset in (Preset.INT8, Preset.INT8_ALL) else Precision(str(preset))}
+        families: dict[str, list[Target]] = {}
+        for device in self.targets.values():
+            for precision in (*asked, *rules):
+                if not (device.compute_capability is None and precision is Precision.FP16):
+                    check_precision(device, precision)
+            families.setdefault(family(device, preset), []).append(device)
+        return families

@@ -1,0 +1,113 @@
+"""From engines to measurements, and from measurements to verdicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from calibrators.collector import CollectOptions, Statistics, collect
+from calibrators.data.checks import beyond_range, check_data, overlap
+from pipeline import model as models
+from pipeline.graph.prepare import Prepared
+from pipeline.notices import notice
+from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.ranges import SiteRange
+from pipeline.recipe import Validation
+from pipeline.sources.export import Exported
+from pipeline.stages.engines import Engine
+from pipeline.stages.run import MASK, STATISTICS, Run
+from pipeline.types import CalibrationData, Range, TensorInfo
+from pipeline.validation.latency import LatencyOptions
+from pipeline.validation.layers import LayerOptions
+from pipeline.validation.measurement import Measurements, Mode
+from pipeline.validation.tasks import open_task
+from pipeline.validation.thresholds import Verdict
+from pipeline.validation.thresholds import judge as judge_measurements
+from pipeline.validation.validate import ValidateOptions
+from pipeline.validation.validate import validate as measure
+
+
+def validate(
+    run: Run,
+    exported: Exported,
+    canonical: Prepared,
+    plans: dict[str, PrecisionPlan],
+    ranges: dict[str, tuple[SiteRange, ...]],
+    engines: tuple[Engine, ...],
+) -> dict[str, Measurements]:
+    """What every target costs in accuracy and gains in speed, on held-out data; empty without such data."""
+    section = run.recipe.validate_
+    inputs = models.inputs(models.load(canonical.path))
+    data = run.open(section, exported, inputs)
+    if data is None:
+        notice("not-validated", "No held-out data was given (--validate DATA), so nothing was measured.")
+        return {}
+    measured = {}
+    for engine in engines:
+        # Targets that are simulated run the same graph, so it is measured once for all of them.
+        built = engine.status == "built"
+        name = engine.target.name if built else engine.family
+        out = f"engines/{name}/measurements.json" if built else f"variants/{name}/measurements.json"
+
+        def produce(work: Path, engine: Engine = engine, out: str = out) -> None:
+            _check_heldout(run, exported, canonical, data, ranges[engine.family], inputs)
+            nodes = tuple(n.node for n in plans[engine.family].quantized())
+            options = ValidateOptions(
+                mode=Mode.MEASURED if engine.status == "built" else Mode.SIMULATED,
+                threads=run.recipe.threads,
+                task=open_task(_with_tokenizer(section, exported), inputs),
+                latency=LatencyOptions(batches=section.latency_batches) if section.latency else None,
+                layers=LayerOptions(nodes=nodes) if section.per_layer else None,
+            )
+            found = measure(canonical.path, engine.path, data, options=options, progress=run.progress)
+            (work / out).write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+        key = {
+            "fp32": canonical.path,
+            "engine": engine.path,
+            "status": engine.status,
+            "data": data.digest(),
+            "labels": Path(section.labels) if section.labels else None,
+            "section": section.model_dump(mode="json", exclude={"gates"}),
+            "threads": run.recipe.threads,
+        }
+        result = run.stage(f"validate/{name}", key, [out], produce)
+        text = result.paths[out].read_text(encoding="utf-8")
+        measured[engine.target.name] = Measurements.from_dict(json.loads(text), where=str(result.paths[out]))
+    return measured
+
+
+def judge(run: Run, measured: dict[str, Measurements]) -> dict[str, Verdict]:
+    """Judge what was measured by the recipe's gates; runs nothing."""
+    return {name: judge_measurements(found, run.recipe.validate_.gates) for name, found in measured.items()}
+
+
+def _check_heldout(
+    run: Run,
+    exported: Exported,
+    canonical: Prepared,
+    data: CalibrationData,
+    ranges: tuple[SiteRange, ...],
+    inputs: tuple[TensorInfo, ...],
+) -> None:
+    check_data(data, name="held-out data")
+    used = run.open(run.recipe.calibration, exported, inputs)
+    if used is None or not ranges:
+        return
+    overlap(used, data)
+    seen = Statistics.load(run.directory / STATISTICS)
+    tensors = [t for t in dict.fromkeys(r.site.tensor for r in ranges) if t in seen]
+    mask = MASK if run.recipe.calibration.ignore_padding and any(i.name == MASK for i in inputs) else None
+    options = CollectOptions(threads=run.recipe.threads, mask=mask, refuse_nonfinite=False)
+    wanted = [r for r in seen.requests if r.tensor in tensors]
+    found = collect(canonical.path, wanted, data, options)
+    beyond_range(
+        {t: (found[t].min, found[t].max) for t in tensors},
+        {t: Range(min=seen[t].min, max=seen[t].max) for t in tensors},
+    )
+
+
+def _with_tokenizer(section: Validation, exported: Exported) -> Validation:
+    if section.tokenizer is not None or exported.folder is None:
+        return section
+    return section.model_copy(update={"tokenizer": exported.folder})

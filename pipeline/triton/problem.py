@@ -1,0 +1,60 @@
+"""What the repository checker reports, and the stable names of its rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+RULES = {
+    "repository": "the repository is a folder that holds at least one model folder",
+    "config-missing": "every model folder has a config.pbtxt",
+    "config-parse": "config.pbtxt follows the official protobuf",
+    "name": "the configured name is the folder's name",
+    "backend": "the backend is one that this package knows",
+    "version": "there is a version folder (digits, no leading zero) and the version policy serves one that exists",
+    "version-ignored": "every other folder is one that the server uses",
+    "engine-missing": "every served version holds the file that the backend loads",
+    "engine-unreadable": "the engine loads in ONNX Runtime",
+    "external-data": "the engine's external data is beside it, complete and inside the folder",
+    "default-file": "engines by compute capability have no default file: the server falls back to it silently",
+    "tensor-names": "the configuration lists the engine's inputs and no output that it lacks",
+    "data-type": "every data type is the engine's",
+    "dims": "every shape is the engine's",
+    "max-batch-size": "batching only where every input and output has an open first dimension",
+    "dynamic-batching": "dynamic batching only where batching is on",
+    "preferred-batch": "preferred batch sizes lie between 1 and max_batch_size",
+    "instances": "every instance group has at least one instance",
+    "warm-up-inputs": "a warm-up request gives every input and no other",
+    "warm-up-type": "warm-up data has the input's type",
+    "warm-up-dims": "warm-up shapes are sizes, not -1, and fit the input",
+    "warm-up-batch": "a warm-up request's batch is at least 1 and no larger than max_batch_size",
+    "warm-up-data": "warm-up data is zeros (or a file that is there); random bytes may be out of range",
+    "warm-up-runs": "the engine runs on the warm-up request: the server refuses a model whose warm-up fails",
+}
+"""Rule id to what holds when it is kept. Ids do not change between versions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A rule that a repository breaks.
+
+    Attributes:
+        rule: A key of :data:`RULES`.
+        severity: ``error``: the server would refuse the model or serve it wrongly; ``warning``: it may surprise.
+        where: File and field, relative to the repository.
+        message: What is wrong, one sentence.
+        fix: What to do about it.
+    """
+
+    rule: str
+    severity: Literal["error", "warning"]
+    where: str
+    message: str
+    fix: str
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ValueError(f"no such rule: {self.rule}")
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.message} [{self.rule}]\n  where: {self.where}\n  fix: {self.fix}"

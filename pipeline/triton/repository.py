@@ -1,0 +1,109 @@
+"""Writes a model into a Triton model repository: a configuration, and the engine as a new version."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pipeline import model as onnx_files
+from pipeline.errors import PublishError, StoreError
+from pipeline.recipe import TritonConfig
+from pipeline.triton.config import config_text
+from pipeline.triton.served import BACKENDS, ServedModel
+
+CONFIG = "config.pbtxt"
+
+
+def write_repository(root: Path, *, model: ServedModel, config: TritonConfig) -> Path:
+    """Publish ``model`` under ``root`` and return its folder, ``root/<name>``.
+
+    A first model gets version 1. One that is there already keeps its versions and gets the next number, unless its
+    newest version holds the same files, which is then left as it is: publishing twice changes nothing. Everything is
+    written beside its place and renamed, so a server that polls the repository never sees half a version.
+
+    Args:
+        root: The repository (``tritonserver --model-repository``); made if it is not there.
+        model: What is served.
+        config: Batching and instances.
+
+    Raises:
+        PublishError: The model cannot be served as asked; see :func:`pipeline.triton.config.config_text`.
+        ModelError: The engine or its external data cannot be read.
+        StoreError: The folder cannot be written.
+        MissingError: ``tritonclient`` is not installed.
+    """
+    text = config_text(model, config)
+    files = _engine_files(model)
+    folder = root / model.name
+    staging = root / f".{model.name}.tmp"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed
+        _publish(folder, staging, text, files)
+    except OSError as error:
+        raise StoreError(
+            f"The model repository could not be written: {error.strerror or error}.",
+            where=str(folder),
+            fix="Free some disk space or choose another folder.",
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def versions(folder: Path) -> list[int]:
+    """Return the version numbers in a model's folder, ascending; the server ignores every other folder."""
+    return sorted(int(d.name) for d in folder.iterdir() if d.is_dir() and is_version(d.name))
+
+
+def is_version(name: str) -> bool:
+    """Return whether the server takes a folder of this name for a version: digits with no leading zero."""
+    return name.isascii() and name.isdigit() and not name.startswith("0")
+
+
+def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path]) -> None:
+    present = versions(folder) if folder.is_dir() else []
+    if present and _same(folder / str(present[-1]), files):
+        version = None
+    else:
+        version = str(present[-1] + 1 if present else 1)
+        for name, source in files.items():
+            target = staging / version / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # A copy, not a link: ONNX readers refuse external data that is linked, and a repository is moved about.
+            shutil.copyfile(source, target)
+    staging.mkdir(exist_ok=True)
+    (staging / CONFIG).write_text(text, encoding="utf-8")
+    if not folder.is_dir():
+        staging.replace(folder)
+        return
+    if version is not None:
+        (staging / version).replace(folder / version)
+    os.replace(staging / CONFIG, folder / CONFIG)  # noqa: PTH105 - both are files; replace keeps the old one until done
+
+
+def _engine_files(model: ServedModel) -> dict[str, Path]:
+    """Return path in the version directory to source file: the engine under its default name, its data as it is."""
+    engine = model.engine
+    default = BACKENDS[model.backend].file
+    files = {default: engine}
+    for data in onnx_files.files(engine)[1:]:
+        name = data.relative_to(engine.parent).as_posix()
+        if name == default:
+            raise PublishError(
+                f"The engine's external data is called {default}, as the engine itself must be.",
+                where=str(engine),
+                fix="Save the model again with its data under another name.",
+            )
+        files[name] = data
+    return files
+
+
+def _same(version: Path, files: dict[str, Path]) -> bool:
+    there = {p.relative_to(version).as_posix() for p in version.rglob("*") if p.is_file()}
+    return there == set(files) and all(
+        (version / name).stat().st_size == source.stat().st_size
+        and onnx_files.sha256(version / name) == onnx_files.sha256(source)
+        for name, source in files.items()
+    )

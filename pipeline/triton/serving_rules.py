@@ -1,0 +1,124 @@
+"""Rules that the configuration breaks or keeps by itself, whatever the engine is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.triton.problem import Problem
+from pipeline.triton.protobuf import ModelConfig, type_name
+
+
+def check_serving(config: ModelConfig, *, where: str) -> Iterator[Problem]:
+    """Yield the problems of batching, instances, shapes and warm-up requests that need no engine to be seen."""
+    yield from _batching(config, where)
+    yield from _tensors(config, where)
+    for index, group in enumerate(config.instance_group):
+        if group.count < 1:
+            yield Problem(
+                rule="instances",
+                severity="error",
+                where=f"{where}: instance_group[{index}].count",
+                message=f"An instance group of {group.count} instances serves nothing.",
+                fix="Set count to 1 or more.",
+            )
+    for warmup in config.model_warmup:
+        yield from _warmup(config, warmup, f"{where}: model_warmup {warmup.name!r}")
+
+
+def _batching(config: ModelConfig, where: str) -> Iterator[Problem]:
+    limit = config.max_batch_size
+    if limit < 0:
+        yield Problem(
+            rule="max-batch-size",
+            severity="error",
+            where=f"{where}: max_batch_size",
+            message=f"max_batch_size is {limit}.",
+            fix="Use 0 for no batching, or the largest batch.",
+        )
+    if not config.HasField("dynamic_batching"):
+        return
+    if limit == 0:
+        yield Problem(
+            rule="dynamic-batching",
+            severity="warning",
+            where=f"{where}: dynamic_batching",
+            message="Dynamic batching is configured, but max_batch_size 0 turns batching off.",
+            fix="Delete dynamic_batching, or set max_batch_size.",
+        )
+    wrong = [n for n in config.dynamic_batching.preferred_batch_size if not 1 <= n <= limit]
+    if wrong:
+        yield Problem(
+            rule="preferred-batch",
+            severity="error",
+            where=f"{where}: dynamic_batching.preferred_batch_size",
+            message=f"Preferred batch sizes {wrong} do not lie between 1 and max_batch_size ({limit}).",
+            fix="Leave them out or raise max_batch_size.",
+        )
+
+
+def _tensors(config: ModelConfig, where: str) -> Iterator[Problem]:
+    for kind, tensors in (("input", config.input), ("output", config.output)):
+        for tensor in tensors:
+            wrong = [d for d in (*tensor.dims, *tensor.reshape.shape) if d < 1 and d != -1]
+            if wrong or not tensor.dims:
+                yield Problem(
+                    rule="dims",
+                    severity="error",
+                    where=f"{where}: {kind} {tensor.name!r}",
+                    message=f"{wrong[0]} is no dimension." if wrong else "The tensor has no dimensions.",
+                    fix="Every dimension is at least 1, or -1 for any size.",
+                )
+
+
+def _warmup(config: ModelConfig, warmup: ModelConfig, where: str) -> Iterator[Problem]:
+    inputs = {tensor.name: tensor for tensor in config.input}
+    wrong = sorted(set(inputs) ^ set(warmup.inputs))
+    if wrong:
+        yield Problem(
+            rule="warm-up-inputs",
+            severity="error",
+            where=where,
+            message=f"The warm-up request and the configuration differ in the inputs {', '.join(wrong)}.",
+            fix="Give each input once.",
+        )
+    largest = max(config.max_batch_size, 1)
+    if not 1 <= warmup.batch_size <= largest:
+        yield Problem(
+            rule="warm-up-batch",
+            severity="error" if warmup.batch_size else "warning",
+            where=f"{where}: batch_size",
+            message=f"A batch of {warmup.batch_size} does not lie between 1 and {largest}; the server skips a batch of 0.",
+            fix="Set batch_size to 1.",
+        )
+    for name in sorted(set(inputs) & set(warmup.inputs)):
+        yield from _warmup_input(inputs[name], warmup.inputs[name], f"{where}: {name!r}")
+
+
+def _warmup_input(tensor: ModelConfig, data: ModelConfig, where: str) -> Iterator[Problem]:
+    if data.data_type != tensor.data_type:
+        yield Problem(
+            rule="warm-up-type",
+            severity="error",
+            where=where,
+            message=f"The warm-up data is {type_name(data.data_type)}, the input {type_name(tensor.data_type)}.",
+            fix="Give both the same type.",
+        )
+    fits = len(data.dims) == len(tensor.dims) and all(
+        d >= 1 and t in (d, -1) for d, t in zip(data.dims, tensor.dims, strict=True)
+    )
+    if not fits:
+        yield Problem(
+            rule="warm-up-dims",
+            severity="error",
+            where=where,
+            message=f"The warm-up shape {list(data.dims)} does not fit the input's {list(tensor.dims)}.",
+            fix="Give each dimension a size; it is the input's where that is fixed.",
+        )
+    if data.WhichOneof("input_data_type") != "input_data_file" and not data.zero_data:
+        yield Problem(
+            rule="warm-up-data",
+            severity="warning",
+            where=where,
+            message="The warm-up request is random bytes: ids beyond the vocabulary, NaN and infinity.",
+            fix="Use zero_data: true.",
+        )
