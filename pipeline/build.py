@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ from pipeline.report.measured import VerdictStatus
 from pipeline.report.summary import summary_lines
 from pipeline.stages.calibration import calibrate, ranges
 from pipeline.stages.engines import engines
+from pipeline.stages.extraction import extract_nodes
+from pipeline.stages.profiling import profile_nodes
 from pipeline.stages.publishing import publish
 from pipeline.stages.quantization import plan, quantize
 from pipeline.stages.reporting import Outcome, write_reports
-from pipeline.stages.run import BuildOptions, Run
+from pipeline.stages.run import BuildOptions, Run, stored_recipe
 from pipeline.stages.source import export, prepare
 from pipeline.stages.validation import judge, validate
+from pipeline.stages.variants import Variants
 from pipeline.types import Progress, silent
+from pipeline.validation.extract import Extracted
 
-__all__ = ["BuildOptions", "BuildResult", "build"]
+__all__ = ["BuildOptions", "BuildResult", "build", "extract", "profile"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,39 +64,58 @@ def build(
     run = Run(recipe, directory, options or BuildOptions(), progress)
     report = None
     with run.running():
-        exported = export(run)
-        canonical = prepare(run, exported)
-        statistics = calibrate(run, exported, canonical)
-        plans = plan(run, canonical, statistics)
-        chosen = ranges(run, exported, canonical, plans, statistics)
-        variants = quantize(run, canonical, plans, chosen)
-        made = engines(run, variants)
-        measured = validate(run, exported, canonical, plans, chosen, made)
+        made = to_variants(run)
+        built = engines(run, made.variants)
+        measured = validate(run, made, built)
         verdicts = judge(run, measured)
-        repository = publish(run, exported, made, verdicts)
-        report = write_reports(
-            run,
-            Outcome(
-                exported=exported,
-                canonical=canonical,
-                plans=plans,
-                ranges=chosen,
-                engines=made,
-                measured=measured,
-                verdicts=verdicts,
-                repository=repository,
-            ),
-        )
+        repository = publish(run, made.exported, built, verdicts)
+        report = write_reports(run, made, Outcome(built, measured, verdicts, repository))
     return _result(run, report)
+
+
+def to_variants(run: Run) -> Variants:
+    """Return the first half of the story: from the trained model to the Q/DQ ONNX of every family of targets."""
+    exported = export(run)
+    canonical = prepare(run, exported)
+    statistics = calibrate(run, exported, canonical)
+    plans = plan(run, canonical, statistics)
+    chosen = ranges(run, exported, canonical, plans, statistics)
+    variants = quantize(run, canonical, plans, chosen)
+    return Variants(exported=exported, canonical=canonical, plans=plans, ranges=chosen, variants=variants)
+
+
+def profile(recipe: Recipe, directory: Path, *, progress: Progress = silent) -> Path:
+    """Time every quantized node in FP32 and INT8 on this machine; return the ``costs.json`` that planning reads."""
+    run = Run(recipe, directory, BuildOptions(), progress)
+    with run.running():
+        return profile_nodes(run, to_variants(run))
+
+
+def extract(directory: Path, nodes: Sequence[str], out: Path, *, variant: str | None = None) -> Extracted:
+    """Write some nodes of a finished build alone, float and quantized, with their inputs and outputs.
+
+    Args:
+        directory: A build directory.
+        nodes: Node names.
+        out: Folder to write to.
+        variant: Which variant; the first of the build if not given.
+    """
+    run = Run(stored_recipe(directory), directory, BuildOptions(), silent)
+    with run.running():
+        return extract_nodes(run, to_variants(run), nodes, out, variant)
 
 
 def _result(run: Run, report: Report | None) -> BuildResult:
     if report is None:
-        lines = [
-            f"{r.name}: {'done' if r.fresh else 'was done already'}"
-            + (f" -> {', '.join(str(p) for p in r.paths.values())}" if r.paths else "")
-            for r in run.results
-        ]
+        lines = (
+            _sizes(run)
+            if run.options.dry_run
+            else [
+                f"{r.name}: {'done' if r.fresh else 'was done already'}"
+                + (f" -> {', '.join(str(p) for p in r.paths.values())}" if r.paths else "")
+                for r in run.results
+            ]
+        )
         return BuildResult(directory=run.directory, report=None, exit_code=0, summary="\n".join(lines))
     passed = report.verdict is VerdictStatus.PASSED
     failed = report.verdict is VerdictStatus.FAILED or (run.options.require_verdict and not passed)
@@ -102,3 +126,17 @@ def _result(run: Run, report: Report | None) -> BuildResult:
         exit_code=3 if failed else 4 if missing else 0,
         summary="\n".join(summary_lines(report, run.directory)),
     )
+
+
+def _sizes(run: Run) -> list[str]:
+    """Return what every planned variant is expected to weigh."""
+    lines = []
+    for result in run.results:
+        if result.name.startswith("plan/"):
+            counts = ", ".join(f"{n} nodes {p}" for p, n in result.facts["counts"].items())
+            expected, fp32 = result.facts["expected_bytes"], result.facts["fp32_bytes"]
+            lines.append(
+                f"{result.name.removeprefix('plan/')}: {counts}; expected size {expected / 1e6:.1f} MB "
+                f"({expected / fp32:.0%} of FP32's {fp32 / 1e6:.1f} MB)"
+            )
+    return lines

@@ -7,8 +7,10 @@ writes them one at a time, so memory follows the largest tensor and not the mode
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,13 @@ import onnx
 import onnx_ir as ir
 
 from pipeline.errors import ModelError, StoreError
-from pipeline.types import TensorInfo
+from pipeline.types import Array, TensorInfo
 
 EXTERNAL_DATA_THRESHOLD_BYTES = 1024
 """Initializers at least this large go to ``<name>.onnx.data``; smaller ones stay readable in the protobuf."""
+
+CHUNK_BYTES = 16 << 20
+"""Large tensors are streamed in pieces of this size."""
 
 
 def load(path: Path) -> ir.Model:
@@ -34,7 +39,7 @@ def load(path: Path) -> ir.Model:
         raise ModelError("The graph has no outputs, so it computes nothing.", where=str(path))
     try:
         model = ir.serde.deserialize_model(proto)
-    except (ValueError, TypeError, KeyError, RuntimeError, ir.serde.SerdeError) as error:
+    except Exception as error:  # what a malformed protobuf raises here is open-ended: KeyError, IndexError, …
         raise ModelError(
             f"The file is no valid ONNX model: {_first_line(error)}",
             where=str(path),
@@ -43,7 +48,77 @@ def load(path: Path) -> ir.Model:
     ir.external_data.set_base_dir(model.graph, path.parent.resolve())
     for function in model.functions.values():
         ir.external_data.set_base_dir(function.graph, path.parent.resolve())
+    _check_order(model, path)
     return model
+
+
+def _check_order(model: ir.Model, path: Path) -> None:
+    """Refuse a value that nothing produces, and a cycle; put nodes that are merely out of order in order."""
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for output in graph.outputs:
+            if output.producer() is None and not output.is_graph_input() and not output.is_initializer():
+                raise _dangling(output, "The graph's output list", path)
+        if not _ordered(graph, path):
+            _sort(graph, path)
+
+
+def _ordered(graph: ir.Graph, path: Path) -> bool:
+    seen: set[ir.Value] = set()
+    ordered = True
+    for node in ir.traversal.RecursiveGraphIterator(graph, enter_graph=lambda g: seen.update(g.inputs)):
+        for value in node.inputs:
+            if value is None or value.is_initializer() or value in seen:
+                continue
+            if value.producer() is None and not value.is_graph_input():
+                raise _dangling(value, f"Node {node.name or node.op_type!r}", path)
+            ordered = False
+        seen.update(node.outputs)
+    return ordered
+
+
+def _dangling(value: ir.Value, reader: str, path: Path) -> ModelError:
+    return ModelError(
+        f"{reader} names {value.name!r}, which nothing in the graph produces.",
+        where=str(path),
+        fix="Export the model again.",
+    )
+
+
+def _sort(graph: ir.Graph, path: Path) -> None:
+    try:
+        graph.sort()
+    except ValueError as error:
+        raise ModelError(
+            "The graph has a cycle: a node depends on its own output.", where=str(path), fix="Export the model again."
+        ) from error
+
+
+def read(tensor: ir.TensorProtocol) -> Array:
+    """Return a tensor's values; external ones are read, not mapped, so no page of them stays behind.
+
+    Mapped pages count as resident memory until they are released, which fails while a view exists.
+    """
+    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8 and tensor.size:
+        dtype = np.dtype(tensor.dtype.numpy()).newbyteorder("<")
+        with Path(tensor.path).open("rb") as stream:
+            stream.seek(tensor.offset or 0)
+            return np.fromfile(stream, dtype=dtype, count=tensor.size).reshape(tensor.shape.numpy())
+    return tensor.numpy()
+
+
+def chunks(tensor: ir.TensorProtocol, *, piece_bytes: int = CHUNK_BYTES) -> Iterator[Array]:
+    """Yield a tensor's values flat, in pieces of at most ``piece_bytes``; external ones are read piece by piece."""
+    step = max(1, piece_bytes * 8 // max(1, tensor.dtype.bitwidth))
+    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8 and tensor.size:
+        dtype = np.dtype(tensor.dtype.numpy()).newbyteorder("<")
+        with Path(tensor.path).open("rb") as stream:
+            stream.seek(tensor.offset or 0)
+            for start in range(0, tensor.size, step):
+                yield np.fromfile(stream, dtype=dtype, count=min(step, tensor.size - start))
+        return
+    flat = tensor.numpy().reshape(-1)
+    for start in range(0, flat.size, step):
+        yield flat[start : start + step]
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -69,8 +144,11 @@ def read_proto(path: Path) -> onnx.ModelProto:
         ) from error
     if not proto.HasField("graph") or not proto.ir_version:
         raise ModelError("The file holds no ONNX graph.", where=str(path), fix="Copy or export it again.")
-    for tensor in _external_tensors(proto):
-        _check_external(tensor, path)
+    del data
+    for tensor in _tensors(proto):
+        _check_size(tensor, path)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _check_external(tensor, path)
     return proto
 
 
@@ -87,12 +165,11 @@ def save(model: ir.Model, path: Path, *, progress: Callable[[int, int], None] | 
     Raises:
         StoreError: The disk is full or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(path.name + ".data")
     # onnx_ir writes the data file's name into the protobuf, so the pair is staged in a folder under its final names.
-    staging = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    staging.mkdir(exist_ok=True)
+    staging = path.parent / f".{os.getpid()}.tmp-{path.name}"[:200]
     try:
+        staging.mkdir(parents=True, exist_ok=True)
         ir.save(
             model,
             staging / path.name,
@@ -112,9 +189,7 @@ def save(model: ir.Model, path: Path, *, progress: Callable[[int, int], None] | 
             fix="Free some disk space or choose another -o DIR.",
         ) from error
     finally:
-        for left in staging.iterdir():
-            left.unlink()
-        staging.rmdir()
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def files(path: Path) -> list[Path]:
@@ -162,15 +237,19 @@ def _info(value: ir.Value) -> TensorInfo:
 
 
 def _external_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [t for t in _tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
+
+
+def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
     found: list[onnx.TensorProto] = []
 
-    def walk(nodes: object, initializers: object) -> None:
-        found.extend(t for t in initializers if t.data_location == onnx.TensorProto.EXTERNAL)  # type: ignore[attr-defined]
-        for node in nodes:  # type: ignore[attr-defined]
+    def walk(nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]) -> None:
+        found.extend(initializers)
+        for node in nodes:
             for attribute in node.attribute:
-                tensors = [attribute.t, *attribute.tensors] if attribute.HasField("t") else attribute.tensors
-                found.extend(t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL)
-                for graph in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
+                found.extend([attribute.t] if attribute.HasField("t") else [])
+                found.extend(attribute.tensors)
+                for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
                     walk(graph.node, graph.initializer)
 
     walk(proto.graph.node, proto.graph.initializer)
@@ -182,6 +261,37 @@ def _external_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
 def location(tensor: onnx.TensorProto) -> str:
     """Return the external data file that ``tensor`` names, relative to the model's folder."""
     return next((e.value for e in tensor.external_data if e.key == "location"), "")
+
+
+def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
+    """Refuse a tensor whose type is unknown or whose data is not as long as its shape says."""
+    where = f"{path}: tensor {tensor.name!r}"
+    try:
+        dtype = ir.DataType(tensor.data_type)
+    except (ValueError, TypeError) as error:
+        raise ModelError("A tensor has an unknown data type.", where=where, fix="Export the model again.") from error
+    if dtype == ir.DataType.UNDEFINED or any(d < 0 for d in tensor.dims):
+        raise ModelError("A tensor has no data type or a negative size.", where=where, fix="Export the model again.")
+    wanted = _nbytes(tensor)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        fields = {e.key: e.value for e in tensor.external_data}
+        length = fields.get("length", "")
+        given = int(length) if length.isdigit() and int(length) else wanted
+    elif tensor.HasField("raw_data"):
+        given = len(tensor.raw_data)
+    else:
+        return
+    if given != wanted:
+        raise ModelError(
+            f"A tensor of {wanted} bytes by its shape has {given} bytes of data.",
+            where=where,
+            fix="Copy or export the model again; it may be truncated.",
+        )
+
+
+def _nbytes(tensor: onnx.TensorProto) -> int:
+    dtype = ir.DataType(tensor.data_type)
+    return math.ceil(math.prod(tensor.dims) * (0 if dtype == ir.DataType.STRING else dtype.bitwidth) / 8)
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
@@ -199,9 +309,15 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
         raise ModelError("External data may not be a symbolic link.", where=where, fix="Replace the link by the file.")
     if not target.is_file():
         raise ModelError("External data is missing.", where=where, fix=f"Put {name} beside the model.")
+    if target.stat().st_nlink > 1:
+        raise ModelError(
+            "External data has several hard links, which could hide a file from outside.",
+            where=where,
+            fix="Copy the file instead of linking it.",
+        )
     fields = {e.key: e.value for e in tensor.external_data}
     try:
-        offset, length = int(fields.get("offset", 0)), int(fields.get("length", 0))
+        offset, length = int(fields.get("offset", 0)), int(fields.get("length", 0)) or _nbytes(tensor)
     except ValueError as error:
         raise ModelError(
             "External data has an offset or length that is no number.",

@@ -7,20 +7,22 @@ the machine that reads it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.errors import RecipeError
+from pipeline import recipe_text
 from pipeline.types import Precision, Role
 
 ALIASES = {
     "w8a8": "int8",
     "int8-fp16": "int8",
     "w16a16": "fp16",
+    "w32a32": "fp32",
+    "int8_all": "int8-all",
     "half": "fp16",
     "float16": "fp16",
     "float32": "fp32",
@@ -29,7 +31,7 @@ ALIASES = {
 }
 """Names that people use for a preset or precision, and the name used here."""
 
-NOT_YET = {"w4a16", "w8a16", "int4", "nf4", "fp4", "w4a8", "mxfp8"}
+NOT_YET = {"w4a16", "w8a16", "int4", "nf4", "fp4", "w4a8", "mxfp8", "fp8", "bf16", "bfloat16", "nvfp4", "awq", "gptq"}
 """Schemes that people ask for and this version does not make; named so that the answer is clear."""
 
 
@@ -65,10 +67,19 @@ def _alias(value: Any) -> Any:
     return value
 
 
+def _listed(value: Any) -> Any:
+    """Let a list be written as one value (``cpu``, ``1``) or as text with commas (``cpu,a100``)."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int) else value
+
+
 class Section(BaseModel):
     """A part of the recipe: unknown keys fail, values do not change after they were checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, populate_by_name=True
+    )
 
 
 class Source(Section):
@@ -144,7 +155,7 @@ class RuleConfig(Section):
     """An ONNX operator, such as ``MatMul``."""
     name: str | None = None
     """A glob over node names, such as ``*/layer.5/*``."""
-    precision: Annotated[Precision, BeforeValidator(_alias)]
+    precision: Annotated[Literal[Precision.FP32, Precision.FP16, Precision.INT8], BeforeValidator(_alias)]
     """fp32, fp16 or int8."""
 
     @model_validator(mode="after")
@@ -187,7 +198,7 @@ class Validation(Data):
     """Also rank the layers by what each one loses."""
     latency: bool = True
     """Measure latency against FP32."""
-    latency_batches: tuple[int, ...] = (1, 8)
+    latency_batches: Annotated[tuple[int, ...], BeforeValidator(_listed)] = (1, 8)
     """Batch sizes to time."""
 
     @model_validator(mode="after")
@@ -203,7 +214,7 @@ class DynamicBatching(Section):
 
     max_queue_delay_us: int = Field(default=0, ge=0)
     """How long a request may wait for others, in microseconds."""
-    preferred_batch_sizes: tuple[int, ...] = ()
+    preferred_batch_sizes: Annotated[tuple[int, ...], BeforeValidator(_listed)] = ()
     """Batch sizes to form first."""
 
 
@@ -228,7 +239,7 @@ class Recipe(Section):
     source: Source
     calibration: Calibration = Calibration()
     policy: PolicyConfig = PolicyConfig()
-    targets: tuple[str, ...] = ("cpu",)
+    targets: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ("cpu",)
     """GPUs or ``cpu``; ``python -m pipeline doctor`` lists them."""
     validate_: Validation = Field(default=Validation(), alias="validate")
     triton: TritonConfig = TritonConfig()
@@ -239,10 +250,21 @@ class Recipe(Section):
     seed: int = 0
     """Seed of everything that draws at random."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, values: Any) -> Any:
+        """Read a heading with nothing below it (``calibration:``) as the section's defaults."""
+        return {k: v for k, v in values.items() if v is not None} if isinstance(values, Mapping) else values
 
 
-def parse(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
+PATHS = (
+    *("source.onnx", "source.huggingface", "source.pt2", "calibration.data", "calibration.tokenizer"),
+    *("validate.data", "validate.tokenizer", "validate.labels", "costs"),
+)
+"""Keys whose value may be a path; a relative one in a YAML file starts at the file's folder."""
+
+
+def parse(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
     """Return the recipe that ``values`` describe.
 
     Raises:
@@ -251,7 +273,7 @@ def parse(values: dict[str, Any], *, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(str(error), where=where) from error
+        raise recipe_text.explained(error, Recipe, where=where) from error
 
 
 def load(path: Path) -> Recipe:
@@ -260,18 +282,32 @@ def load(path: Path) -> Recipe:
     Raises:
         RecipeError: The file cannot be read, is no YAML mapping, or holds a wrong key or value.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(
-            f"The recipe cannot be read: {error.strerror}.",
-            where=str(path),
-            fix="Check the path, or write one with `python -m pipeline init`.",
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe is no YAML: {' '.join(str(error).split())}", where=str(path)) from error
-    if not isinstance(values, dict):
-        raise RecipeError(
-            "The recipe must be a mapping (key: value).", where=str(path), fix="Start from `python -m pipeline init`."
-        )
-    return parse(values, where=str(path))
+    return parse(read(path), where=str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the keys and values in a YAML file as they stand, except that paths start at the file's folder.
+
+    Raises:
+        RecipeError: The file cannot be read, is no YAML mapping, or names a key twice.
+    """
+    values = recipe_text.read_yaml(path)
+    for dotted in PATHS:
+        recipe_text.resolve_path(values, dotted.split("."), path.parent)
+    return values
+
+
+def merge(values: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    """Return ``values`` with dotted keys set from text: ``{"calibration.samples": "64"}``.
+
+    A key that holds text or a path is taken as it stands; any other value is read as YAML (``true``, ``[1, 8]``).
+
+    Raises:
+        RecipeError: A key is not in the recipe; names the nearest right one.
+    """
+    return recipe_text.merged(values, overrides, Recipe)
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Return the whole recipe, defaults included, as JSON; ``parse(to_dict(recipe)) == recipe``."""
+    return recipe.model_dump(mode="json", by_alias=True)

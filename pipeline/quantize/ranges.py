@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
+
 from calibrators.calibrate import calibrator, quantization_error
 from calibrators.collector import Statistics
-
 from calibrators.sketch import Sketch
 from pipeline.errors import QuantizeError
 from pipeline.notices import notice

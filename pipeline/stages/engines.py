@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Engine:
 
 
 @step
-def engines(run: Run, variants: dict[str, Path]) -> tuple[Engine, ...]:
+def engines(run: Run, variants: Mapping[str, Path]) -> tuple[Engine, ...]:
     """An engine for every target that this machine can build one for; the others say why not."""
     made = []
     for name, devices in run.families.items():

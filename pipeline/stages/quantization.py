@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from calibrators.collector import Statistics
 from pipeline import model as models
-from pipeline.errors import RecipeError
 from pipeline.graph.prepare import Prepared
 from pipeline.graph.roles import find_roles
 from pipeline.notices import notice
 from pipeline.policy.extents import extents
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import plan as make_plan
+from pipeline.policy.sizes import expected_bytes
+from pipeline.quantize.costs import read_costs
 from pipeline.quantize.quantize import quantize as write_variant
 from pipeline.quantize.ranges import SiteRange
 from pipeline.stages.run import STATISTICS, Run, step
@@ -30,17 +30,22 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
         if half and statistics is None and not run.options.dry_run:
             notice("fp16-unchecked", "Without calibration data nothing says which tensors FP16 cannot hold.")
 
-        def produce(work: Path, name: str = name, out: str = out, half: bool = half) -> None:
+        def produce(work: Path, name: str = name, out: str = out, half: bool = half) -> dict[str, Any]:
             model = models.load(canonical.path)
             made = make_plan(
                 model,
                 find_roles(model),
                 run.recipe.policy,
                 name,
-                costs=_costs(run.recipe.costs),
+                costs=read_costs(run.recipe.costs),
                 extents=extents(statistics) if half and statistics is not None else None,
             )
             (work / out).write_text(made.to_json(), encoding="utf-8")
+            return {
+                "counts": made.counts(),
+                "expected_bytes": expected_bytes(model, made),
+                "fp32_bytes": models.size_bytes(canonical.path),
+            }
 
         inputs = {
             "model": canonical.path,
@@ -79,16 +84,3 @@ def quantize(
         }
         variants[name] = run.stage(f"quantize/{name}", inputs, [out], produce).paths[out]
     return variants
-
-
-def _costs(path: Path | None) -> dict[str, dict[str, float]]:
-    if path is None:
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["nodes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(
-            f"The node costs cannot be read: {error}.",
-            where=str(path),
-            fix="Write them with `python -m pipeline profile`.",
-        ) from error

@@ -9,51 +9,44 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import model as models
-from pipeline.graph.prepare import Prepared
-from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.ranges import SiteRange
 from pipeline.report import contract
 from pipeline.report.html import write_html
 from pipeline.report.manifest import MANIFEST, make_manifest, write_manifest
 from pipeline.report.measured import Validation, nothing_measured
 from pipeline.report.versions import versions
-from pipeline.sources.export import Exported
 from pipeline.stages.engines import Engine
 from pipeline.stages.run import Run
+from pipeline.stages.variants import Variants
 from pipeline.validation.measurement import Measurements
 from pipeline.validation.thresholds import Verdict
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the stages of a whole build returned."""
+    """What the second half of a build came to."""
 
-    exported: Exported
-    canonical: Prepared
-    plans: Mapping[str, PrecisionPlan]
-    ranges: Mapping[str, tuple[SiteRange, ...]]
     engines: tuple[Engine, ...]
     measured: Mapping[str, Measurements]
     verdicts: Mapping[str, Verdict]
     repository: Path | None
 
 
-def write_reports(run: Run, outcome: Outcome) -> contract.Report:
+def write_reports(run: Run, made: Variants, outcome: Outcome) -> contract.Report:
     """Write manifest and reports into the build directory and return the report."""
     directory = run.directory
     for engine in outcome.engines:
         if engine.status == "built":
             _write_engine_manifest(run, engine)
     write_manifest(
-        make_manifest(directory, recipe=run.recipe, inputs=_inputs(run, outcome), hash_file=run.store.sha256), directory
+        make_manifest(directory, recipe=run.recipe, inputs=_inputs(run, made), hash_file=run.store.sha256), directory
     )
     report = contract.Report(
         name=run.recipe.name,
         versions=versions(),
-        source=_source(run, outcome),
+        source=_source(run, made),
         calibration=_calibration(run),
-        precision_plan=_nodes(outcome),
-        ranges=_ranges(outcome),
+        precision_plan=_nodes(made),
+        ranges=_ranges(made),
         targets={e.target.name: _target(directory, e) for e in outcome.engines},
         validation={e.target.name: _validation(outcome, e.target.name) for e in outcome.engines},
         repository=_relative(directory, outcome.repository),
@@ -66,10 +59,10 @@ def write_reports(run: Run, outcome: Outcome) -> contract.Report:
     return report
 
 
-def _inputs(run: Run, outcome: Outcome) -> dict[str, Path]:
+def _inputs(run: Run, made: Variants) -> dict[str, Path]:
     recipe = run.recipe
     given: dict[str, str | Path | None] = {
-        "source": recipe.source.onnx or recipe.source.pt2 or outcome.exported.folder,
+        "source": recipe.source.onnx or recipe.source.pt2 or made.exported.folder,
         "calibration": recipe.calibration.data,
         "validate": recipe.validate_.data,
         "labels": recipe.validate_.labels,
@@ -91,25 +84,25 @@ def _write_engine_manifest(run: Run, engine: Engine) -> None:
     contract.write_text(engine.path.parent / MANIFEST, json.dumps(values, indent=1, sort_keys=True) + "\n")
 
 
-def _source(run: Run, outcome: Outcome) -> contract.Source:
+def _source(run: Run, made: Variants) -> contract.Source:
     source = run.recipe.source
     kind: Literal["onnx", "huggingface", "module", "pt2"]
     for kind in ("onnx", "huggingface", "module", "pt2"):
         value = getattr(source, kind)
         if value is not None:
             break
-    model = models.load(outcome.canonical.path)
+    model = models.load(made.canonical.path)
     name = Path(value).name if kind in ("onnx", "pt2") or Path(str(value)).is_absolute() else str(value)
     file = source.onnx or source.pt2
-    differences = (outcome.exported.max_relative_difference, outcome.canonical.max_relative_difference)
+    differences = (made.exported.max_relative_difference, made.canonical.max_relative_difference)
     known = [d for d in differences if d is not None]
     return contract.Source(
         kind=kind,
         name=name,
-        task=outcome.exported.task,
+        task=made.exported.task,
         sha256=run.store.sha256(file) if file is not None else None,
-        opset=outcome.canonical.opset_to,
-        fp32_bytes=models.size_bytes(outcome.canonical.path),
+        opset=made.canonical.opset_to,
+        fp32_bytes=models.size_bytes(made.canonical.path),
         max_relative_difference=max(known) if known else None,
         inputs=tuple(_tensor(i) for i in models.inputs(model)),
         outputs=tuple(_tensor(o) for o in models.outputs(model)),
@@ -131,7 +124,7 @@ def _calibration(run: Run) -> contract.Calibration:
     )
 
 
-def _nodes(outcome: Outcome) -> tuple[contract.NodePrecision, ...]:
+def _nodes(made: Variants) -> tuple[contract.NodePrecision, ...]:
     return tuple(
         contract.NodePrecision(
             variant=name,
@@ -142,14 +135,14 @@ def _nodes(outcome: Outcome) -> tuple[contract.NodePrecision, ...]:
             precision=str(n.precision),
             rule=n.rule,
         )
-        for name, plan in outcome.plans.items()
+        for name, plan in made.plans.items()
         for n in plan.nodes
     )
 
 
-def _ranges(outcome: Outcome) -> tuple[contract.TensorRange, ...]:
+def _ranges(made: Variants) -> tuple[contract.TensorRange, ...]:
     found = []
-    for name, ranges in outcome.ranges.items():
+    for name, ranges in made.ranges.items():
         for item in ranges:
             scale, zero_point = item.range.scale_zero_point(item.site.spec)
             found.append(

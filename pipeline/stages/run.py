@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from calibrators.data.open import open_data
 from calibrators.data.spec import DataSpec
 from engines.target import Target, check_precision
 from engines.target import target as find_target
+from pipeline.content import write_atomically
 from pipeline.errors import RecipeError
 from pipeline.notices import Notice, collecting
 from pipeline.policy.planning import family
-from pipeline.recipe import Data, Preset, Recipe
+from pipeline.recipe import Data, Preset, Recipe, parse, to_dict
 from pipeline.sources.export import Exported
 from pipeline.store import StageResult, Store
 from pipeline.types import CalibrationData, Precision, Progress, TensorInfo
@@ -24,6 +26,8 @@ from pipeline.types import CalibrationData, Precision, Progress, TensorInfo
 CANONICAL = "model.fp32.onnx"
 STATISTICS = "calibration/statistics.safetensors"
 MASK = "attention_mask"
+
+RECIPE = ".stages/recipe.json"
 
 STAGES = ("export", "prepare", "calibrate", "plan", "ranges", "quantize", "engines", "validate", "publish")
 """Stages in order; a build can stop after each."""
@@ -68,11 +72,26 @@ def step(method: Callable[Concatenate[Run, P], R]) -> Callable[Concatenate[Run, 
     @functools.wraps(method)
     def wrapped(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> R:
         result = method(run, *args, **kwargs)
-        if run.options.until == method.__name__:
+        if method.__name__ in (run.options.until, "plan" if run.options.dry_run else None):
             raise Reached
         return result
 
     return wrapped
+
+
+def stored_recipe(directory: Path) -> Recipe:
+    """Return the recipe of the last build in ``directory``.
+
+    Raises:
+        RecipeError: Nothing was built there.
+    """
+    try:
+        values = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            "The folder holds no build.", where=str(directory), fix="Name the -o directory of a build."
+        ) from error
+    return parse(values, where=str(directory / RECIPE))
 
 
 class Run:
@@ -103,6 +122,7 @@ class Run:
             raise RecipeError(f"There is no stage {self.options.until!r}.", fix=f"Stages are {', '.join(STAGES)}.")
         with self.store.locked(), collecting() as notices:
             self.notices = notices
+            write_atomically(self.directory / RECIPE, json.dumps(to_dict(self.recipe), indent=1) + "\n")
             with contextlib.suppress(Reached):
                 yield
 

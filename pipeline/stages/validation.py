@@ -8,14 +8,13 @@ from pathlib import Path
 from calibrators.collector import CollectOptions, Statistics, collect
 from calibrators.data.checks import beyond_range, check_data, overlap
 from pipeline import model as models
-from pipeline.graph.prepare import Prepared
 from pipeline.notices import notice
-from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.ranges import SiteRange
 from pipeline.recipe import Validation
 from pipeline.sources.export import Exported
 from pipeline.stages.engines import Engine
 from pipeline.stages.run import MASK, STATISTICS, Run
+from pipeline.stages.variants import Variants
 from pipeline.types import CalibrationData, Range, TensorInfo
 from pipeline.validation.latency import LatencyOptions
 from pipeline.validation.layers import LayerOptions
@@ -27,15 +26,9 @@ from pipeline.validation.validate import ValidateOptions
 from pipeline.validation.validate import validate as measure
 
 
-def validate(
-    run: Run,
-    exported: Exported,
-    canonical: Prepared,
-    plans: dict[str, PrecisionPlan],
-    ranges: dict[str, tuple[SiteRange, ...]],
-    engines: tuple[Engine, ...],
-) -> dict[str, Measurements]:
+def validate(run: Run, made: Variants, engines: tuple[Engine, ...]) -> dict[str, Measurements]:
     """What every target costs in accuracy and gains in speed, on held-out data; empty without such data."""
+    exported, canonical = made.exported, made.canonical
     section = run.recipe.validate_
     inputs = models.inputs(models.load(canonical.path))
     data = run.open(section, exported, inputs)
@@ -50,8 +43,8 @@ def validate(
         out = f"engines/{name}/measurements.json" if built else f"variants/{name}/measurements.json"
 
         def produce(work: Path, engine: Engine = engine, out: str = out) -> None:
-            _check_heldout(run, exported, canonical, data, ranges[engine.family], inputs)
-            nodes = tuple(n.node for n in plans[engine.family].quantized())
+            _check_heldout(run, made, data, made.ranges[engine.family], inputs)
+            nodes = tuple(n.node for n in made.plans[engine.family].quantized())
             options = ValidateOptions(
                 mode=Mode.MEASURED if engine.status == "built" else Mode.SIMULATED,
                 threads=run.recipe.threads,
@@ -84,14 +77,13 @@ def judge(run: Run, measured: dict[str, Measurements]) -> dict[str, Verdict]:
 
 def _check_heldout(
     run: Run,
-    exported: Exported,
-    canonical: Prepared,
+    made: Variants,
     data: CalibrationData,
     ranges: tuple[SiteRange, ...],
     inputs: tuple[TensorInfo, ...],
 ) -> None:
     check_data(data, name="held-out data")
-    used = run.open(run.recipe.calibration, exported, inputs)
+    used = run.open(run.recipe.calibration, made.exported, inputs)
     if used is None or not ranges:
         return
     overlap(used, data)
@@ -100,7 +92,7 @@ def _check_heldout(
     mask = MASK if run.recipe.calibration.ignore_padding and any(i.name == MASK for i in inputs) else None
     options = CollectOptions(threads=run.recipe.threads, mask=mask, refuse_nonfinite=False)
     wanted = [r for r in seen.requests if r.tensor in tensors]
-    found = collect(canonical.path, wanted, data, options)
+    found = collect(made.canonical.path, wanted, data, options)
     beyond_range(
         {t: (found[t].min, found[t].max) for t in tensors},
         {t: Range(min=seen[t].min, max=seen[t].max) for t in tensors},

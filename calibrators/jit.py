@@ -1,0 +1,29 @@
+"""The one place that imports numba, so that `import calibrators` stays light and every kernel is compiled alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+
+from pipeline.notices import notice
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def kernel(function: _F) -> _F:
+    """Compile ``function`` at its first call, without the GIL, and remember the machine code on disk.
+
+    The cache is beside the module, else in the user's cache folder (``NUMBA_CACHE_DIR`` overrides both).
+    """
+    try:
+        compiled: _F = numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba's "no locator available": nothing is writable
+        notice(
+            "kernel-not-cached",
+            "Compiled calibration kernels cannot be kept on disk, so each process compiles them again (seconds).",
+            where="NUMBA_CACHE_DIR",
+        )
+        compiled = numba.njit(nogil=True)(function)
+    return compiled

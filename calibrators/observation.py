@@ -1,0 +1,118 @@
+"""A session that computes chosen tensors of a model, and how many of them to compute at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from calibrators.exposure import Graph, expose, not_float
+from pipeline.errors import EngineError
+from pipeline.types import Array, Feeds
+
+_FLOAT_TYPES = {"tensor(float)", "tensor(float16)", "tensor(double)"}
+
+
+class Observer:
+    """Computes tensors of a model for one batch at a time.
+
+    Args:
+        graph: The model's graph.
+        tensors: Node outputs of the main graph; with none, nothing is run.
+        threads: For ONNX Runtime; 0 is one per core.
+
+    Attributes:
+        tensors: What is computed.
+        seconds: Wall-clock time spent in ONNX Runtime so far, without :meth:`sizes`.
+
+    Raises:
+        DataError: A tensor does not hold floats; names it.
+        EngineError: ONNX Runtime refuses the model.
+    """
+
+    def __init__(self, graph: Graph, tensors: Sequence[str], *, threads: int = 0) -> None:
+        from pipeline.session import session  # onnxruntime: a quarter of a second
+
+        self.tensors = tuple(tensors)
+        self.seconds = 0.0
+        self._session = None
+        if tensors:
+            self._session = session(expose(graph, tensors), threads=threads, folder=graph.path.parent)
+        for output in self._session.get_outputs() if self._session else ():
+            if output.name in tensors and output.type not in _FLOAT_TYPES:
+                raise not_float(output.name, output.type)
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Return the tensors by name."""
+        started = time.perf_counter()
+        values = self._run(feeds)
+        self.seconds += time.perf_counter() - started
+        return values
+
+    def sizes(self, feeds: Feeds) -> dict[str, int]:
+        """Return the bytes of each tensor for this batch.
+
+        Where the model leaves the batch size open, one sample is run and its sizes are multiplied.
+        """
+        rows = batch_rows(feeds)
+        one = self._one_sample(feeds) if rows > 1 else None
+        if one is not None:
+            try:
+                return {name: value.nbytes * rows for name, value in self._run(one).items()}
+            except EngineError:
+                pass  # a graph that ties its batch size to another input: measure the whole batch
+        return {name: value.nbytes for name, value in self._run(feeds).items()}
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def _one_sample(self, feeds: Feeds) -> Feeds | None:
+        if self._session is None:
+            return None
+        rows = batch_rows(feeds)
+        one = dict(feeds)
+        for item in self._session.get_inputs():
+            value = feeds.get(item.name)
+            if value is None or not value.ndim or value.shape[0] != rows:
+                continue
+            if item.shape and isinstance(item.shape[0], int):
+                return None
+            one[item.name] = value[:1]
+        return one
+
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        if self._session is None:
+            return {}  # no tensors
+        from pipeline.session import run
+
+        return dict(zip(self.tensors, run(self._session, list(self.tensors), feeds), strict=True))
+
+
+def groups_that_fit(observer: Observer, batch: Feeds, memory_bytes: int) -> list[list[str]]:
+    """Return the observer's tensors in groups that together fit the memory; usually it is one.
+
+    Args:
+        observer: Computes all of them, in the order of the graph, so that an early group does not need the later part
+            of the model.
+        batch: A typical batch.
+        memory_bytes: Room for one batch of a group's tensors. A tensor that alone needs more has its own group.
+    """
+    if not observer.tensors:
+        return [[]]
+    sizes = observer.sizes(batch)
+    groups: list[list[str]] = []
+    room = 0
+    for tensor in observer.tensors:
+        if not groups or sizes[tensor] > room:
+            groups.append([])
+            room = memory_bytes
+        groups[-1].append(tensor)
+        room -= sizes[tensor]
+    return groups
+
+
+def batch_rows(feeds: Feeds) -> int:
+    """Return how many samples a batch holds."""
+    shape = next((value.shape for value in feeds.values() if value.ndim), (1,))
+    return int(shape[0])
+

@@ -1,0 +1,252 @@
+"""The command line: parse, call, print. What a command does is in the rooms it calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipeline import cli_output as output
+from pipeline.cli_flags import (
+    OVERRIDES,
+    BuildFlags,
+    CalibrateFlags,
+    Flags,
+    RecipeCommand,
+    check_stage,
+    shard_of,
+    takes,
+)
+from pipeline.cli_recipe import recipe_of, source_of
+from pipeline.errors import PipelineError, RecipeError
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+
+_DIRECTORY, _DEBUG = "pipeline.directory", "pipeline.debug"
+# Usage errors that Typer itself prints; typer does not export the class under a name of its own.
+_USAGE: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class Commands(TyperGroup):
+    """The group of commands: a :class:`PipelineError` is printed in a few lines, any other exception is a bug."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Accept ``--debug`` anywhere on the line."""
+        ctx.meta[_DEBUG] = "--debug" in args
+        return super().parse_args(ctx, [arg for arg in args if arg != "--debug"])
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command and turn its failure into a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, _USAGE, BrokenPipeError):
+            raise
+        except PipelineError as error:
+            if ctx.meta[_DEBUG]:
+                raise
+            output.show_error(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted; run again to resume", err=True)
+            raise typer.Exit(output.EXIT_INTERRUPTED) from error
+        except Exception as error:
+            if ctx.meta[_DEBUG]:
+                raise
+            output.show_crash(error, ctx.meta.get(_DIRECTORY))
+            raise typer.Exit(output.EXIT_BUG) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="pipeline",
+    help="From a trained model to quantized engines, with proof of what it costs in accuracy, and a Triton repository.\n\n"
+    "Exit codes: 0 done, 2 bad input, 3 a gate failed, 4 something this machine lacks, 70 a bug, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """See the help of the application."""
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Argument(help="The trained model, as for build.")] = "model.onnx",
+    file: Annotated[Path, typer.Option("-o", "--output", help="The recipe to write.")] = Path("pipeline.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
+) -> None:
+    """Write a commented recipe."""
+    from pipeline.content import write_atomically
+    from pipeline.recipe_reference import template
+
+    if file.exists() and not force:
+        raise RecipeError("There is a recipe already.", where=str(file), fix="Pass --force to replace it.")
+    source = {"onnx": model} if model == "model.onnx" else source_of(model)
+    try:
+        write_atomically(file, template({"source": source, "policy": {"preset": "int8"}, "targets": ["cpu"]}))
+    except OSError as error:
+        raise RecipeError(
+            f"The recipe cannot be written: {error.strerror}.", where=str(file), fix="Choose another -o FILE."
+        ) from error
+    output.show(f"wrote {file}\nname your data under `calibration` and `validate`, then run: python -m pipeline build")
+
+
+@app.command(cls=RecipeCommand)
+@takes(BuildFlags)
+def build(ctx: typer.Context, flags: BuildFlags) -> None:
+    """Build the whole line: export, calibrate, quantize, build engines, validate, publish.
+
+    Every recipe key is also a flag: --calibration.batch_size 4. Keys: docs/recipe.md.
+    """
+    _build(
+        ctx,
+        flags,
+        dry_run=flags.dry_run,
+        require_verdict=flags.require_verdict,
+        require_built=flags.require_built,
+    )
+
+
+@app.command(cls=RecipeCommand)
+@takes(Flags)
+def export(ctx: typer.Context, flags: Flags) -> None:
+    """Export the trained model to a checked FP32 ONNX file."""
+    _build(ctx, flags, until="export")
+
+
+@app.command(cls=RecipeCommand)
+@takes(CalibrateFlags)
+def calibrate(ctx: typer.Context, flags: CalibrateFlags) -> None:
+    """Collect activation statistics, whole, in parts, or from parts."""
+    _build(ctx, flags, until="calibrate", shard=shard_of(flags.shard), merge=tuple(flags.merge or ()))
+
+
+@app.command(cls=RecipeCommand)
+@takes(Flags)
+def quantize(ctx: typer.Context, flags: Flags) -> None:
+    """Write the quantized ONNX of every variant."""
+    _build(ctx, flags, until="quantize")
+
+
+@app.command(cls=RecipeCommand)
+@takes(Flags)
+def validate(ctx: typer.Context, flags: Flags) -> None:
+    """Measure the engines on held-out data and judge the gates; stored measurements are judged without running."""
+    _build(ctx, flags, until="validate")
+
+
+@app.command(cls=RecipeCommand)
+@takes(Flags)
+def publish(ctx: typer.Context, flags: Flags) -> None:
+    """Write the Triton repository and the report."""
+    _build(ctx, flags, until="publish")
+
+
+@app.command(cls=RecipeCommand)
+@takes(Flags)
+def profile(ctx: typer.Context, flags: Flags) -> None:
+    """Time every node in FP32 and INT8 on this machine and write costs.json, which planning reads."""
+    from pipeline.build import profile as run
+
+    recipe, directory = _recipe(ctx, flags)
+    with output.watching() as progress:
+        costs = run(recipe, directory, progress=progress)
+    output.show_json({"costs": str(costs)}) if flags.json else output.show(
+        f"wrote {costs}\nbuild with it: python -m pipeline build --costs {costs}"
+    )
+
+
+@app.command()
+def extract(
+    ctx: typer.Context,
+    directory: Annotated[Path, typer.Argument(help="A build directory.")],
+    nodes: Annotated[list[str], typer.Argument(help="Node names, as inspect shows them.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")] = Path("extracted"),
+    variant: Annotated[str | None, typer.Option(help="Variant (cpu, gpu-int8); the first if not given.")] = None,
+) -> None:
+    """Write one layer alone, float and quantized, with its inputs and expected outputs."""
+    from pipeline.build import extract as run
+
+    ctx.meta[_DIRECTORY] = directory
+    with output.watching():
+        found = run(directory, nodes, out, variant=variant)
+    output.show(f"wrote {len(found.nodes)} nodes to {out}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="An .onnx file (its roles) or a build directory (its precision plans).")],
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every node of every block.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what every node is for, or which precision it got and which rule decided."""
+    from pipeline.inspection import inspect_path
+
+    found = inspect_path(path, verbose=verbose)
+    if as_json:
+        output.show_json(found.facts)
+        return
+    for table in found.tables:
+        output.show_table(table)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine can do, and what to install for the rest."""
+    from pipeline.doctor import examine
+
+    found = examine()
+    if as_json:
+        output.show_json(found.to_dict())
+        return
+    for table in found.tables():
+        output.show_table(table.render())
+        output.show("")
+
+
+def _recipe(ctx: typer.Context, flags: Flags) -> tuple[Recipe, Path]:
+    check_stage(flags.from_stage)
+    recipe, directory = recipe_of(flags, ctx.meta[OVERRIDES])
+    ctx.meta[_DIRECTORY] = directory
+    return recipe, directory
+
+
+def _build(ctx: typer.Context, flags: Flags, *, until: str | None = None, **more: Any) -> None:
+    recipe, directory = _recipe(ctx, flags)
+    from pipeline.build import BuildOptions
+    from pipeline.build import build as run
+
+    with output.watching() as progress:
+        result = run(
+            recipe,
+            directory,
+            options=BuildOptions(until=until, force=flags.force, from_stage=flags.from_stage, **more),
+            progress=progress,
+        )
+    if flags.json:
+        facts = {"directory": str(result.directory), "exit_code": result.exit_code, "report": result.report}
+        output.show_json(facts)
+    else:
+        if more.get("dry_run"):
+            _show_plans(result.directory)
+        output.show(result.summary)
+    raise typer.Exit(result.exit_code)
+
+
+def _show_plans(directory: Path) -> None:
+    from pipeline.inspection import precision_plans
+
+    for table in precision_plans(directory):
+        output.show_table(table.render())
+        output.show("")

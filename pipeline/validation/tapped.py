@@ -1,0 +1,54 @@
+"""Reads inner tensors of a model, as its nodes compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from pipeline.errors import DataError
+from pipeline.model import read_proto
+from pipeline.session import run, session
+from pipeline.types import Array, Feeds
+
+
+class Tapped:
+    """A model that also gives inner tensors; graph optimizations are off, so every tensor exists.
+
+    Args:
+        path: The model; external data beside it.
+        tensors: Names of the tensors to give.
+        threads: Intra-op threads, 0 for one per core.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the model, or it has no such tensor.
+    """
+
+    def __init__(self, path: Path, tensors: Sequence[str], threads: int) -> None:
+        proto = read_proto(path)
+        known = {value.name for value in proto.graph.output}
+        new = dict.fromkeys(name for name in tensors if name not in known)
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in new)
+        self.tensors = list(dict.fromkeys(tensors))
+        self._session = session(proto.SerializeToString(), threads=threads, optimize=False, folder=path.parent)
+
+    def infer(self, feeds: Feeds) -> dict[str, Array]:
+        """Return the tensors by name for one batch.
+
+        Raises:
+            DataError: An input is missing.
+            EngineError: ONNX Runtime fails on the batch.
+        """
+        wanted = {}
+        for info in self._session.get_inputs():
+            if info.name not in feeds:
+                raise DataError(
+                    "The data lacks an input of the model.",
+                    where=f"input {info.name}",
+                    fix=f"The data has {', '.join(feeds) or 'no arrays'}.",
+                )
+            values = feeds[info.name]
+            wanted[info.name] = values.astype(np.float16) if info.type == "tensor(float16)" else values
+        return dict(zip(self.tensors, run(self._session, self.tensors, wanted), strict=True))

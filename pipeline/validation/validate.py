@@ -1,0 +1,164 @@
+"""Measures a quantized model against its FP32 original, stage by stage, on data that was not used to calibrate."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engines.onnxruntime import OnnxRuntimeRunner
+from pipeline.errors import DataError
+from pipeline.model import size_bytes
+from pipeline.notices import notice
+from pipeline.types import CalibrationData, Progress, Runner, silent
+from pipeline.validation.feeds import fit, mask_of, size_of
+from pipeline.validation.latency import LatencyOptions, measure_latency
+from pipeline.validation.layers import LayerOptions, rank_layers
+from pipeline.validation.measurement import (
+    ENGINE,
+    QDQ_PLAIN,
+    BatchLatency,
+    LayerLoss,
+    Measurements,
+    Mode,
+    OutputMetrics,
+    TaskMeasurement,
+)
+from pipeline.validation.metrics import Comparison
+from pipeline.validation.tasks import Task
+
+_NOT_RUN = "no engine was run, only the Q/DQ graph in ONNX Runtime"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidateOptions:
+    """What to measure.
+
+    Attributes:
+        mode: ``measured`` runs the variant as the engine, too; the others run its Q/DQ graph only, and neither
+            latency nor engine size is theirs to give.
+        threads: Intra-op threads, 0 for one per core.
+        task: A task to score, with FP32 and with the engine.
+        latency: How to time; ``None`` leaves latency out.
+        layers: How to rank layers; ``None`` leaves the ranking out.
+    """
+
+    mode: Mode = Mode.MEASURED
+    threads: int = 0
+    task: Task | None = None
+    latency: LatencyOptions | None = field(default_factory=LatencyOptions)
+    layers: LayerOptions | None = None
+
+
+def validate(
+    reference: Path,
+    variant: Path,
+    data: CalibrationData,
+    *,
+    options: ValidateOptions | None = None,
+    progress: Progress = silent,
+) -> Measurements:
+    """Return what the variant costs and gains against the reference.
+
+    Every stage reads the data batch by batch and keeps sums only, so memory does not grow with the samples.
+
+    Args:
+        reference: The canonical FP32 ONNX.
+        variant: The Q/DQ ONNX (for ``measured``, as ONNX Runtime optimizes it, the engine).
+        data: Held-out samples.
+        options: What to measure.
+        progress: Told about stages ``validate``, ``task``, ``latency`` and ``layers``.
+
+    Raises:
+        DataError: There are no samples, or they do not fit the model.
+        EngineError: A model cannot be loaded or run, or the two have different outputs.
+    """
+    options = options or ValidateOptions()
+    measured = options.mode is Mode.MEASURED
+    if not len(data):
+        raise DataError("There are no validation samples.", fix="Give validate.data with at least one sample.")
+    with contextlib.ExitStack() as stack:
+        fp32 = stack.enter_context(OnnxRuntimeRunner(reference, threads=options.threads))
+        plain = stack.enter_context(OnnxRuntimeRunner(variant, threads=options.threads, optimize=False))
+        candidates: dict[str, Runner] = {QDQ_PLAIN: plain}
+        if measured:
+            candidates[ENGINE] = stack.enter_context(OnnxRuntimeRunner(variant, threads=options.threads))
+        stages, samples = _compare(fp32, candidates, data, progress)
+        served = candidates.get(ENGINE, plain)
+        task = _score(options.task, fp32, served, data, progress) if options.task else None
+        latency = None
+        if measured and options.latency:
+            latency = measure_latency(fp32, served, data, options.latency, progress=progress)
+            _say_if_slower(latency)
+    layers = None
+    if options.layers:
+        layers = rank_layers(reference, variant, data, options.layers, threads=options.threads, progress=progress)
+    return Measurements(
+        mode=options.mode,
+        samples=samples,
+        threads=options.threads,
+        stages={QDQ_PLAIN: stages[QDQ_PLAIN], ENGINE: stages.get(ENGINE)},
+        task=task,
+        latency_ms=latency,
+        engine_bytes=size_bytes(variant) if measured else None,
+        fp32_bytes=size_bytes(reference),
+        layers=layers,
+        not_measured=_reasons(options, task, latency, layers),
+    )
+
+
+def _compare(
+    fp32: Runner, candidates: dict[str, Runner], data: CalibrationData, progress: Progress
+) -> tuple[dict[str, dict[str, OutputMetrics]], int]:
+    comparisons = {name: Comparison() for name in candidates}
+    samples, total = 0, len(data)
+    progress("validate", 0, total)
+    for feeds in data:
+        wanted = fp32.infer(fit(fp32, feeds))
+        mask = mask_of(feeds)
+        for name, runner in candidates.items():
+            comparisons[name].update(wanted, runner.infer(fit(runner, feeds)), mask)
+        samples += size_of(feeds)
+        progress("validate", samples, total)
+    return {name: comparison.result() for name, comparison in comparisons.items()}, samples
+
+
+def _score(task: Task, fp32: Runner, served: Runner, data: CalibrationData, progress: Progress) -> TaskMeasurement:
+    progress("task", 0, 2)
+    reference = task.score(fp32, data)
+    progress("task", 1, 2)
+    candidate = task.score(served, data)
+    progress("task", 2, 2)
+    return TaskMeasurement(name=task.name, fp32=reference, engine=candidate)
+
+
+def _reasons(
+    options: ValidateOptions,
+    task: TaskMeasurement | None,
+    latency: dict[str, BatchLatency] | None,
+    layers: tuple[LayerLoss, ...] | None,
+) -> dict[str, str]:
+    measured = options.mode is Mode.MEASURED
+    reasons = {}
+    if not measured:
+        reasons["stages.engine"] = reasons["engine_bytes"] = _NOT_RUN
+    if task is None:
+        reasons["task"] = "no task was named (validate.task)"
+    if latency is None:
+        reasons["latency_ms"] = "not asked for (validate.latency)" if measured else _NOT_RUN
+    if layers is None:
+        reasons["layers"] = "not asked for (validate.per_layer)"
+    return reasons
+
+
+def _say_if_slower(latency: dict[str, BatchLatency]) -> None:
+    """Say aloud where the engine is slower than FP32."""
+    slower = [
+        f"{1 / item.speedup:.2f}x FP32's time at batch {item.batch}" for item in latency.values() if item.speedup < 1
+    ]
+    if slower:
+        notice(
+            "slower-than-fp32",
+            f"The quantized engine is slower than FP32 here: {', '.join(slower)}.",
+            where="latency_ms",
+        )
