@@ -22,6 +22,9 @@ from pipeline.types import QuantDType, QuantSpec, Range
 F64 = npt.NDArray[np.float64]
 
 BINS = 2048
+LEAST_KEPT = 0.9
+"""Limits that clip more than a tenth of the values are left out: with all of them in one end bin, P and Q agree."""
+
 _EMPTY_LEVEL = 1e-6
 """Share of all values that stands for Q in an empty level, so that clipping into a gap is dear but not infinite."""
 
@@ -60,6 +63,8 @@ class Entropy:
         limits = np.arange(min(len(edges) - 1, 128), self.bins + 1)
         starts, stops = below - np.minimum(limits, below), below + np.minimum(limits, above)
         found = divergences(histogram, starts, stops, edges, shift, _EMPTY_LEVEL)
+        sums = np.concatenate([[0.0], np.cumsum(histogram)])
+        found[sums[stops] - sums[starts] < LEAST_KEPT * sums[-1]] = np.inf
         limit = float(limits[int(np.argmin(found))] * width)
         if spec.symmetric:
             return mirrored(min(limit, values.amax))

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import erf
 from scipy.stats import entropy as kl_divergence
 
-COUNT = 60_000
+COUNT = int(__import__("os").environ.get("CNT",60000))
 
 
 def samples() -> dict[str, np.ndarray]:
@@ -77,8 +77,10 @@ def least_asymmetric(values: np.ndarray) -> float:
 
 
 def divergence(histogram: np.ndarray, start: int, stop: int, levels: int) -> float:
-    """Return KL(P || Q) of the kept bins; what is clipped goes to P's end bins only."""
+    """Return KL(P || Q) of the kept bins; what is clipped goes to P's end bins only, a tenth of everything at most."""
     kept = histogram[start:stop].astype(np.float64)
+    if kept.sum() < 0.9 * histogram.sum():
+        return math.inf
     reference = kept.copy()
     reference[0] += histogram[:start].sum()
     reference[-1] += histogram[stop:].sum()
