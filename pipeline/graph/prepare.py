@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import format_exception
 
 import onnx_ir as ir
 from onnx import checker
@@ -42,6 +43,7 @@ MOST_ROUNDS = 8
 ROUND: tuple[type[GraphPass], ...] = (
     InferShapes,
     FoldShapes,
+    MergeDuplicates,
     FoldConstants,
     RemoveNoops,
     MergeDuplicates,
@@ -100,12 +102,12 @@ def prepare(
         inputs = files.inputs(model)
         random = any(node.domain == "" and is_random(node) for node in all_nodes(model))
         changes = canonicalize(model, strip_quantization=strip_quantization, progress=progress)
+        files.save(model, out, progress=lambda done, total: progress("write", done, total))
     except PipelineError:
         raise
     except Exception as error:
         _blame_the_model(onnx, error)  # a malformed model can fail a pass anywhere; on a valid one it is a defect
         raise
-    files.save(model, out, progress=lambda done, total: progress("write", done, total))
     opset_to = opset(model)
     del model
     if random:
@@ -123,12 +125,15 @@ def prepare(
 
 
 def _blame_the_model(path: Path, error: Exception) -> None:
-    """Raise :class:`ModelError` if onnx's own checker refuses the file, too."""
+    """Raise :class:`ModelError` if the file is not valid: by onnx's checker, or its text is no UTF-8."""
+    reason = "some text in it is not UTF-8" if "UnicodeDecodeError" in "".join(format_exception(error)) else ""
     try:
         checker.check_model(str(path))
-    except Exception as reason:  # whatever a malformed file makes the checker raise is the answer
+    except Exception as refusal:  # whatever a malformed file makes the checker raise is the answer
+        reason = " ".join(str(refusal).split())[:300]
+    if reason:
         raise ModelError(
-            f"The file is no valid ONNX model: {' '.join(str(reason).split())[:300]}",
+            f"The file is no valid ONNX model: {reason}",
             where=str(path),
             fix="Export it again and run `onnx.checker.check_model` on it.",
         ) from error
@@ -142,17 +147,8 @@ def canonicalize(
     start: list[GraphPass] = [CheckWeights()]
     if not strip_quantization:
         start.append(RefuseQuantization())
-    start += [
-        OwnInitializers(),
-        SealOutputs(),
-        NameEverything(),
-        InlineFunctions(),
-        NameEverything(),
-        SortNodes(),
-        ConvertOpset(),
-        NameEverything(),
-    ]
-    start.append(LiftConstants())
+    start += [OwnInitializers(), SealOutputs(), NameEverything(), InlineFunctions(), NameEverything(), SortNodes()]
+    start += [ConvertOpset(), NameEverything(), LiftConstants(), ShareInitializers()]
     if strip_quantization:
         start.append(StripQuantization())
     _run(model, start, record)

@@ -22,6 +22,7 @@ from pipeline.recipe import Data, Preset, Recipe, parse, to_dict
 from pipeline.sources.export import Exported
 from pipeline.store import StageResult, Store
 from pipeline.types import CalibrationData, Precision, Progress, TensorInfo
+from pipeline.validation.thresholds import parse_gates
 
 CANONICAL = "model.fp32.onnx"
 STATISTICS = "calibration/statistics.safetensors"
@@ -98,7 +99,7 @@ class Run:
     """One run over the stages of a recipe.
 
     Args:
-        recipe: What is asked for; a precision that one of its targets lacks is refused here, before any work.
+        recipe: What is asked for; a precision that one of its targets lacks or a gate on no measurement is refused here.
         directory: The build directory.
         options: How to run.
         progress: Told how far each long stage is.
@@ -114,6 +115,7 @@ class Run:
         self.notices: list[Notice] = []
         self.targets = {t.name: t for t in map(find_target, recipe.targets)}
         self.families = self._families()
+        parse_gates(recipe.validate_.gates)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

@@ -109,13 +109,17 @@ def _float_layer(model: ir.Model, nodes: Sequence[str]) -> ir.Graph:
         if value.is_graph_output() or not value.uses() or any(user not in chosen for user, _ in value.uses())
     ]
     try:
-        return ir.convenience.extract(model.graph, inputs, [value for value in outputs if value.name])
+        layer = ir.convenience.extract(model.graph, inputs, [value for value in outputs if value.name])
     except ValueError as error:
         raise ModelError(
             f"These nodes do not form a layer: {error}",
             where=", ".join(nodes),
             fix="Name one node, or the nodes of one block.",
         ) from error
+    # onnx_ir collects them in a set, so their order, and with it the file, would differ from run to run.
+    for name in sorted(layer.initializers):
+        layer.initializers.add(layer.initializers.pop(name))
+    return layer
 
 
 def _read(node: ir.Node) -> list[ir.Value]:

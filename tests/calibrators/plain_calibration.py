@@ -9,30 +9,30 @@ import numpy as np
 from scipy.special import erf
 from scipy.stats import entropy as kl_divergence
 
-COUNT = int(__import__("os").environ.get("CNT",60000))
+COUNT = 60_000
 
 
-def samples() -> dict[str, np.ndarray]:
-    """Return activations of the kinds that networks have, float32 ``[COUNT]``."""
+def samples(count: int = COUNT) -> dict[str, np.ndarray]:
+    """Return activations of the kinds that networks have, float32 ``[count]``."""
     random = np.random.default_rng(7)
-    normal = random.standard_normal(COUNT)
-    signs = random.choice([-1.0, 1.0], COUNT)
-    zeros = random.standard_normal(COUNT)
+    normal = random.standard_normal(count)
+    signs = random.choice([-1.0, 1.0], count)
+    zeros = random.standard_normal(count)
     zeros[::3] = -0.0
-    mask = random.standard_normal(COUNT)
+    mask = random.standard_normal(count)
     found = {
         "gaussian": normal,
-        "heavy_tailed": random.standard_t(2.5, COUNT),
-        "laplace": random.laplace(size=COUNT) * 3,
+        "heavy_tailed": random.standard_t(2.5, count),
+        "laplace": random.laplace(size=count) * 3,
         "gelu": normal * 0.5 * (1 + erf(normal / math.sqrt(2))),
         "relu": np.maximum(normal, 0),
         "softmax": np.exp(2 * mask) / np.exp(2 * mask).reshape(-1, 100).sum(1).repeat(100),
-        "bimodal": signs * 4 + random.standard_normal(COUNT) * 0.3,
-        "shifted": 5 + random.standard_normal(COUNT),
+        "bimodal": signs * 4 + random.standard_normal(count) * 0.3,
+        "shifted": 5 + random.standard_normal(count),
         "negative": -np.abs(normal) - 0.5,
-        "constant": np.full(COUNT, 0.3),
+        "constant": np.full(count, 0.3),
         "negative_zeros": zeros,
-        "tiny": random.standard_normal(COUNT) * 1e-30,
+        "tiny": random.standard_normal(count) * 1e-30,
         "outlier": np.concatenate([normal[1:], [60.0]]),
     }
     return {name: values.astype(np.float32) for name, values in found.items()}
@@ -41,7 +41,7 @@ def samples() -> dict[str, np.ndarray]:
 def integer_error(values: np.ndarray, scale: float, zero: int, qmin: int, qmax: int) -> float:
     values = values.astype(np.float64)
     quantized = np.clip(np.rint(values / scale) + zero, qmin, qmax)
-    return float(((quantized - zero) * scale - values).__pow__(2).sum())
+    return float((((quantized - zero) * scale - values) ** 2).sum())
 
 
 def symmetric_int8_error(values: np.ndarray, amax: float) -> float:

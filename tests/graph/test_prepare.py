@@ -189,6 +189,25 @@ def test_custom_operators_are_kept_and_said(tmp_path: Path) -> None:
     assert [n.op_type for n in onnx.load(prepared.path).graph.node] == ["Op", "MatMul"]
 
 
+def test_subgraphs_of_custom_operators_keep_their_constants(tmp_path: Path) -> None:
+    model = parse(
+        """g (float[2] x) => (float[2] y) {
+            y = my.Map(x) <body = b (float[2] v) => (float[2] w) <float k = {2.0}> {
+                c = Constant<value_float = 3.0>()
+                d = Mul(v, k)
+                w = Add(d, c)
+            }>
+        }""",
+        more=', "my" : 1',
+    )
+    with collecting():
+        prepared = onnx.load(prepare(save(model, tmp_path), tmp_path / "out.onnx").path)
+    body = prepared.graph.node[0].attribute[0].g
+    assert [t.name for t in body.initializer] == ["k"]
+    assert [n.op_type for n in body.node] == ["Constant", "Mul", "Add"]
+    assert not prepared.graph.initializer
+
+
 def test_a_contradiction_is_loud(tmp_path: Path) -> None:
     model = parse("g (float[2, 3] x) => (float[2, 5] y) { a = MatMul(x, w)\n y = MatMul(a, w) }")
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 5), np.float32), "w"))

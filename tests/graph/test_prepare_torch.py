@@ -64,8 +64,21 @@ def export(module: torch.nn.Module, path: Path, exporter: str, opset: int) -> No
             )
 
 
-@pytest.mark.parametrize("approximate", ["none", "tanh"])
-@pytest.mark.parametrize(("exporter", "opset"), [("legacy", 13), ("legacy", 17), ("dynamo", 18), ("dynamo", 21)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("exporter", "opset", "approximate"),
+    [
+        ("legacy", 13, "none"),
+        ("legacy", 13, "tanh"),
+        ("legacy", 17, "none"),
+        ("dynamo", 18, "tanh"),
+        pytest.param("dynamo", 18, "none", marks=SLOW),
+        pytest.param("dynamo", 21, "none", marks=SLOW),
+        pytest.param("dynamo", 21, "tanh", marks=SLOW),
+    ],
+)
 def test_both_exporters_come_to_one_form(tmp_path: Path, exporter: str, opset: int, approximate: str) -> None:
     module = encoder(approximate)
     export(module, tmp_path / "source.onnx", exporter, opset)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pipeline.graph.passes.constants import become_constant, ints_of
-from pipeline.graph.passes.graph_pass import GraphPass, int_attribute, is_op
+from pipeline.graph.passes.graph_pass import GraphPass, int_attribute, is_op, visible_nodes
 
 END = np.iinfo(np.int64).max
 
@@ -21,7 +21,7 @@ class FoldShapes(GraphPass):
     def change(self, model: ir.Model) -> int:
         """Return the number of nodes folded. Shapes must have been inferred."""
         count = 0
-        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        for node in list(visible_nodes(model)):
             answer = None if not node.outputs or node.outputs[0].is_graph_output() else _answer(node)
             if answer is not None:
                 become_constant(model, node, ir.Tensor(answer))

@@ -30,6 +30,17 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
         yield from ir.traversal.RecursiveGraphIterator(function)
 
 
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+"""Operators whose subgraphs see the values of the graph around them; other operators' subgraphs may not."""
+
+
+def visible_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield the nodes of the main graph and of every subgraph that sees its initializers."""
+    yield from ir.traversal.RecursiveGraphIterator(
+        model.graph, recursive=lambda node: node.domain == "" and node.op_type in CONTROL_FLOW
+    )
+
+
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether ``node`` is one of the given operators of the ONNX domain."""
     return node is not None and node.domain == "" and node.op_type in op_types

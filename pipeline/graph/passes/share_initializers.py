@@ -18,7 +18,8 @@ FIRST_BYTES = 4096
 class ShareInitializers(GraphPass):
     """Merge initializers of the main graph with the same type, shape and bytes.
 
-    Only tensors whose type, shape and first piece agree are read whole, one piece at a time.
+    Only tensors whose type, shape and first piece agree are read whole, one piece at a time. Lazy tensors are left
+    out: what they are computed from was shared before.
     """
 
     name = "share-initializers"
@@ -30,6 +31,7 @@ class ShareInitializers(GraphPass):
             tensor = value.const_value
             if (
                 tensor is None
+                or isinstance(tensor, ir.LazyTensor)
                 or value.is_graph_output()
                 or value.is_graph_input()
                 or tensor.dtype == ir.DataType.STRING
