@@ -8,14 +8,14 @@ Source: TensorRT developer guide, "Post-Training Quantization Using Calibration"
 from __future__ import annotations
 
 import math
-import os
 import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import DataError, StoreError
+from calibrators.atomic import write_whole
+from pipeline.errors import DataError
 
 ALGORITHMS = ("EntropyCalibration2", "MinMaxCalibration")
 """What TensorRT writes for its entropy and its min/max calibrator, whose caches it reads back."""
@@ -69,18 +69,7 @@ def write(
     if algorithm not in ALGORITHMS or not _HEADER.fullmatch(header):
         raise DataError(f"{header!r} is no header of a calibration cache.", fix=f"Use {' or '.join(ALGORITHMS)}.")
     text = "\n".join([header, *(_line(name, scale) for name, scale in scales.items())]) + "\n"
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_bytes(text.encode("utf-8", "surrogateescape"))
-        staging.replace(path)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise StoreError(
-            f"The calibration cache could not be written: {error.strerror or error}.",
-            where=str(path),
-            fix="Free some disk space or choose another folder.",
-        ) from error
+    write_whole(path, text.encode("utf-8", "surrogateescape"))
 
 
 def _line(name: str, scale: float) -> str:

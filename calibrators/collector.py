@@ -56,7 +56,7 @@ def collect(
     model: Path,
     requests: Sequence[Request],
     data: CalibrationData,
-    options: CollectOptions = CollectOptions(),  # noqa: B008 (frozen)
+    options: CollectOptions = CollectOptions(),
     progress: Progress = silent,
 ) -> Statistics:
     """Return the statistics of the requested tensors over ``data``.
@@ -202,7 +202,9 @@ def _check(data: CalibrationData, options: CollectOptions) -> None:
         share, shards = options.shard
         if not 0 <= share < shards:
             raise DataError(
-                f"There is no shard {share} of {shards}.", where="shard", fix=f"Use 0/{shards} to {shards - 1}/{shards}."
+                f"There is no shard {share} of {shards}.",
+                where="shard",
+                fix=f"Use 0/{shards} to {shards - 1}/{shards}.",
             )
 
 

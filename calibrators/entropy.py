@@ -124,4 +124,5 @@ def _levels(spec: QuantSpec) -> tuple[F64, float]:
 def _e4m3_edges() -> F64:
     """Return the midpoints between neighbouring FP8 magnitudes, as shares of the largest."""
     codes = np.arange(0x7F, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
-    return np.concatenate([[0.0], (codes[1:] + codes[:-1]) / 2, [codes[-1]]]) / codes[-1]
+    edges: F64 = np.concatenate([[0.0], (codes[1:] + codes[:-1]) / 2, [codes[-1]]]) / codes[-1]
+    return edges

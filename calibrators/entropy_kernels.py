@@ -109,8 +109,8 @@ def _divergence(
         entropy += _xlogx(last + above) - _xlogx(last)
     cross = 0.0
     for level in range(edges.size - 1):
-        a = start + max(int(math.ceil(edges[level] * (stop - start) - shift)), 0)
-        b = start + max(int(math.ceil(edges[level + 1] * (stop - start) - shift)), 0)
+        a = start + max(math.ceil(edges[level] * (stop - start) - shift), 0)
+        b = start + max(math.ceil(edges[level + 1] * (stop - start) - shift), 0)
         if level == edges.size - 2 or b > stop:
             b = stop
         if a >= b:
@@ -125,4 +125,5 @@ def _divergence(
         if wanted <= 0:
             continue
         cross += wanted * math.log(inside / spread if inside > 0 else floor * total)
-    return (entropy - cross) / total - math.log(total) + math.log(kept)
+    divergence: float = (entropy - cross) / total - math.log(total) + math.log(kept)
+    return divergence

@@ -115,4 +115,3 @@ def batch_rows(feeds: Feeds) -> int:
     """Return how many samples a batch holds."""
     shape = next((value.shape for value in feeds.values() if value.ndim), (1,))
     return int(shape[0])
-

@@ -52,7 +52,7 @@ def quantile(values: Distribution, share: float) -> float:
     position = share * (ends[-1] - 1)
     below = math.floor(position)
     lower, upper = (_ordered(values, ends, index) for index in (below, math.ceil(position)))
-    return lower + (upper - lower) * (position - below)
+    return float(lower + (upper - lower) * (position - below))
 
 
 def _ordered(values: Distribution, ends: np.ndarray[tuple[int], np.dtype[np.float64]], index: int) -> float:

@@ -252,7 +252,7 @@ def _float32(values: Array) -> Array:
 
 
 def _from_bits(pattern: int) -> np.float32:
-    return np.array(pattern & 0xFFFFFFFF, np.uint32).view(np.float32)[()]
+    return np.float32(np.array(pattern & 0xFFFFFFFF, np.uint32).view(np.float32))
 
 
 def _total(bins: npt.NDArray[Any], counts: npt.NDArray[np.int64], lows: npt.NDArray[np.int64]) -> Fraction:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from calibrators.atomic import write_whole
 from calibrators.channel_absmax import ChannelAbsmax
 from calibrators.channel_range import ChannelRange
 from calibrators.sketch import Sketch
 from calibrators.statistic import Statistic
-from pipeline.errors import DataError, StoreError
+from pipeline.errors import DataError
 from pipeline.types import Array
 
 FORMAT = 1
@@ -134,19 +134,7 @@ class Statistics(Mapping[str, Sketch]):
             entries.append(shared)
         header = {"format": FORMAT, "model": self.model_sha256, "samples": self.samples, "entries": entries}
         # One metadata key: safetensors writes several in no fixed order.
-        data = save(arrays, metadata={"statistics": json.dumps(header, ensure_ascii=False)})
-        staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staging.write_bytes(data)
-            staging.replace(path)
-        except OSError as error:
-            staging.unlink(missing_ok=True)
-            raise StoreError(
-                f"The statistics could not be written: {error.strerror or error}.",
-                where=str(path),
-                fix="Free some disk space or choose another folder.",
-            ) from error
+        write_whole(path, save(arrays, metadata={"statistics": json.dumps(header, ensure_ascii=False)}))
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -146,7 +146,7 @@ def test_padding_is_left_out(batch: int, positions: int, heads: int, width: int,
     keep = source.random((batch, positions)) < 0.6
     shapes = [(batch, positions), (batch, positions, width), (batch, positions, width, heads, 2)]
     shapes += [(batch, heads + positions, positions, width)]
-    if batch > 1:
+    if positions > 1:
         shapes.append((batch * positions, width + positions))
     for shape in shapes:
         values = source.standard_normal(shape).astype(np.float32)
@@ -214,5 +214,7 @@ def test_channels_that_do_not_fit_are_refused() -> None:
 
 
 def test_importing_calibrators_is_light() -> None:
-    code = "import sys, calibrators, calibrators.sketch; sys.exit('numba' in sys.modules or 'onnxruntime' in sys.modules)"
+    code = (
+        "import sys, calibrators, calibrators.sketch; sys.exit('numba' in sys.modules or 'onnxruntime' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,1 @@
+"""What the tools here cost and gain, measured beside other tools in one run; each script prints a markdown table."""
