@@ -68,7 +68,8 @@ class ResNet50(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits."""
         features = self.body(self.pool(torch.relu(self.stem(x))))
-        return self.head(features.mean((2, 3)))  # type: ignore[no-any-return]
+        pooled = nn.functional.adaptive_avg_pool2d(features, 1).flatten(1)
+        return self.head(pooled)  # type: ignore[no-any-return]
 
     def learn_statistics(self, images: torch.Tensor) -> None:
         """Set the batch norms' statistics from data, so that random weights keep activations in a sane range."""

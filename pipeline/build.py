@@ -65,7 +65,7 @@ def build(
     report = None
     with run.running():
         made = to_variants(run)
-        built = engines(run, made.variants)
+        built = engines(run, made)
         measured = validate(run, made, built)
         verdicts = judge(run, measured)
         repository = publish(run, made.exported, built, verdicts)

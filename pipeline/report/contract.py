@@ -107,12 +107,18 @@ class TensorRange(Part):
 class Compiled(Part):
     """What the compiler made of the graph."""
 
+    builder: str
+    """What compiled it; ``tensorrt-rtx`` is a check, never the engine that Triton's TensorRT backend loads."""
+    compute_capability: str
+    """``SM80``; a proxy where it is not the target's own."""
     kernels: int | None
     fused_attention: int | None
     low_precision_flops_share: float | None
     """0 to 1."""
     bytes_moved: int | None
     """Inputs, constants and outputs of every kernel, for one batch."""
+    engine_bytes: int | None
+    """Size of what the check compiled."""
 
 
 class Target(Part):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from engines.compiled_layers import CompiledLayers
 from pipeline import model as models
 from pipeline.report import contract
 from pipeline.report.html import write_html
@@ -170,7 +171,21 @@ def _target(directory: Path, engine: Engine) -> contract.Target:
         engine=_relative(directory, engine.path) if built else None,
         bytes=models.size_bytes(engine.path) if built else None,
         seconds=engine.seconds,
-        compiled=None,
+        compiled=_compiled(engine.compiled),
+    )
+
+
+def _compiled(layers: CompiledLayers | None) -> contract.Compiled | None:
+    if layers is None:
+        return None
+    return contract.Compiled(
+        builder=layers.builder,
+        compute_capability=layers.compute_capability,
+        kernels=layers.kernels,
+        fused_attention=layers.fused_attention,
+        low_precision_flops_share=layers.low_precision_flops_share,
+        bytes_moved=layers.bytes_moved,
+        engine_bytes=layers.engine_bytes,
     )
 
 

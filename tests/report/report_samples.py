@@ -180,7 +180,13 @@ def report(**changes: Any) -> Report:
                 bytes=None,
                 seconds=12.8,
                 compiled=Compiled(
-                    kernels=74, fused_attention=6, low_precision_flops_share=0.913, bytes_moved=205_000_000
+                    builder="tensorrt-rtx 1.7.1",
+                    compute_capability="SM80",
+                    kernels=74,
+                    fused_attention=6,
+                    low_precision_flops_share=0.913,
+                    bytes_moved=205_000_000,
+                    engine_bytes=39_000_000,
                 ),
             ),
         },
