@@ -43,6 +43,7 @@ class Batches:
             yield {name: array[start : start + self.batch] for name, array in self.arrays.items()}
 
     def digest(self) -> str:
+        """Return the hash of the file."""
         return sha256(self.path)
 
 
@@ -72,6 +73,7 @@ def _is_residual(add: object, graph: object) -> bool:
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
+    """Return the CPU time of this process that ``work`` takes."""
     started = time.process_time()
     work()
     return time.process_time() - started
@@ -108,10 +110,12 @@ def measure_memory(args: argparse.Namespace, samples: int) -> int:
 
 
 def spread(values: list[float]) -> str:
+    """Return the median and the extremes."""
     return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
 def main() -> None:
+    """Measure and print a markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path, help=".npz with an array for every input")

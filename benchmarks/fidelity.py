@@ -88,7 +88,8 @@ def int8_share(model: Path, data: Feeds) -> float:
             shape = (BATCH, *data[value.name].shape[1:])
             for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
                 dim.dim_value = size
-    for value in (*proto.graph.output, *proto.graph.value_info):
+    del proto.graph.value_info[:]  # what the file says of a dynamic batch would be believed
+    for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
     graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     shapes = {t.name: tuple(t.dims) for t in graph.initializer}

@@ -21,7 +21,8 @@ def print_header(title: str, module: str, notes: Iterable[str] = ()) -> None:
     print(f"## {title}\n")
     print(f"- machine: {machine()}")
     print(f"- versions: Python {platform.python_version()}, {versions}")
-    print(f"- command: `python -m {module} {' '.join(map(_shown, sys.argv[1:]))}`".replace(" `", "`"))
+    command = " ".join(["python -m", module, *map(_shown, sys.argv[1:])])
+    print(f"- command: `{command}`")
     for note in notes:
         print(f"- {note}")
     print(flush=True)

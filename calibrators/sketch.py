@@ -214,20 +214,15 @@ class Sketch:
         """Move what the lanes hold into the sparse arrays."""
         if not self._pending or self._lanes is None:
             return
-        from calibrators.sketch_kernels import COUNT_SHIFT
+        from calibrators.sketch_kernels import drain
 
-        bins = np.flatnonzero(self._lanes[0] | self._lanes[1])
-        packed = self._lanes[:, bins]
-        counts = (packed >> np.uint64(COUNT_SHIFT)).astype(np.int64).sum(axis=0)
-        lows = (packed & np.uint64((1 << COUNT_SHIFT) - 1)).astype(np.int64).sum(axis=0)
-        self._lanes[:, bins] = 0
+        self._insert(*drain(self._lanes))
         self._pending = 0
-        lows[bins == _SIGN] *= -1
-        bins[bins == _SIGN] = 0
-        finite = (bins & _INFINITY) != _INFINITY
-        self._insert(bins[finite], counts[finite], lows[finite])
 
     def _insert(self, bins: npt.NDArray[Any], counts: npt.NDArray[np.int64], lows: npt.NDArray[np.int64]) -> None:
+        if not self._bins.size and np.all(bins[:-1] < bins[1:]):
+            self._bins, self._counts, self._lows = bins.astype(np.uint16), counts, lows
+            return
         everything = np.concatenate([self._bins.astype(np.int64), bins.astype(np.int64)])
         merged, places = np.unique(everything, return_inverse=True)
         new_counts, new_lows = np.zeros(merged.size, np.int64), np.zeros(merged.size, np.int64)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.errors import RecipeError
@@ -28,6 +29,8 @@ class Target:
         title: As people write it.
         compute_capability: CUDA compute capability (major, minor); ``None`` for a CPU.
         memory_gib: Device memory as sold; ``None`` for a CPU.
+        bandwidth_gb_s: Memory bandwidth, 10^9 bytes a second; ``None`` for a CPU.
+        tera_ops: Dense matrix throughput by precision, 10^12 operations a second (a multiply-add counts as two).
         runtime: What loads the engine.
     """
 
@@ -35,6 +38,8 @@ class Target:
     title: str
     compute_capability: tuple[int, int] | None = None
     memory_gib: int | None = None
+    bandwidth_gb_s: float | None = None
+    tera_ops: Mapping[Precision, float] = field(default_factory=dict)
     runtime: Runtime = "tensorrt"
 
     @property
@@ -65,20 +70,44 @@ class Target:
         return "cpu" if self.compute_capability is None else f"gpu-{precision}"
 
 
+def _gpu(
+    name: str,
+    title: str,
+    capability: tuple[int, int],
+    memory: tuple[int, float],
+    rates: tuple[float, float, float, float | None],
+    runtime: Runtime = "tensorrt",
+) -> Target:
+    """Return a row: (GiB, GB/s) and dense tera-operations in (FP32, FP16, INT8, FP8)."""
+    precisions = (Precision.FP32, Precision.FP16, Precision.INT8, Precision.FP8)
+    return Target(
+        name=name,
+        title=title,
+        compute_capability=capability,
+        memory_gib=memory[0],
+        bandwidth_gb_s=memory[1],
+        tera_ops={p: r for p, r in zip(precisions, rates, strict=True) if r is not None},
+        runtime=runtime,
+    )
+
+
 _TABLE = (
-    # Compute capabilities: developer.nvidia.com/cuda-gpus; memory: the data sheet of each board.
+    # Compute capabilities: developer.nvidia.com/cuda-gpus. Memory, bandwidth and rates: the data sheet named behind each
+    # row, SXM boards where there are several, without sparsity; GeForce FP16 with FP32 accumulation.
     Target(name="cpu", title="CPU", runtime="onnxruntime"),
-    Target(name="t4", title="T4", compute_capability=(7, 5), memory_gib=16),
-    Target(name="a100", title="A100", compute_capability=(8, 0), memory_gib=80),
-    Target(name="a30", title="A30", compute_capability=(8, 0), memory_gib=24),
-    Target(name="a10", title="A10", compute_capability=(8, 6), memory_gib=24),
-    Target(name="l4", title="L4", compute_capability=(8, 9), memory_gib=24),
-    Target(name="l40s", title="L40S", compute_capability=(8, 9), memory_gib=48),
-    Target(name="rtx4090", title="RTX 4090", compute_capability=(8, 9), memory_gib=24, runtime="tensorrt-rtx"),
-    Target(name="h100", title="H100", compute_capability=(9, 0), memory_gib=80),
-    Target(name="h200", title="H200", compute_capability=(9, 0), memory_gib=141),
-    Target(name="b200", title="B200", compute_capability=(10, 0), memory_gib=180),
-    Target(name="rtx5090", title="RTX 5090", compute_capability=(12, 0), memory_gib=32, runtime="tensorrt-rtx"),
+    _gpu("t4", "T4", (7, 5), (16, 320), (8.1, 65, 130, None)),  # T4 data sheet, 2019
+    _gpu("a100", "A100", (8, 0), (80, 2039), (19.5, 312, 624, None)),  # A100 data sheet, 80 GB SXM, 2021
+    _gpu("a30", "A30", (8, 0), (24, 933), (10.3, 165, 330, None)),  # A30 data sheet, 2021
+    _gpu("a10", "A10", (8, 6), (24, 600), (31.2, 125, 250, None)),  # A10 data sheet, 2021
+    _gpu("l4", "L4", (8, 9), (24, 300), (30.3, 121, 242.5, 242.5)),  # L4 data sheet, 2023 (sparse figures halved)
+    _gpu("l40s", "L40S", (8, 9), (48, 864), (91.6, 362, 733, 733)),  # L40S data sheet, 2023
+    _gpu(
+        "rtx4090", "RTX 4090", (8, 9), (24, 1008), (82.6, 165.2, 660.6, 330.3), "tensorrt-rtx"
+    ),  # Ada white paper, table 2
+    _gpu("h100", "H100", (9, 0), (80, 3350), (67, 989.4, 1978.9, 1978.9)),  # H100 data sheet, SXM, 2023 (sparse halved)
+    _gpu("h200", "H200", (9, 0), (141, 4800), (67, 989.4, 1978.9, 1978.9)),  # H200 data sheet, SXM, 2024
+    _gpu("b200", "B200", (10, 0), (180, 8000), (80, 2250, 4500, 4500)),  # DGX B200 data sheet / 8, 2024
+    _gpu("rtx5090", "RTX 5090", (12, 0), (32, 1792), (104.8, 209.5, 838, 419), "tensorrt-rtx"),  # Blackwell white paper
 )
 
 TARGETS: dict[str, Target] = {entry.name: entry for entry in _TABLE}

@@ -1,6 +1,6 @@
 """A small CNN on scikit-learn's 8x8 handwritten digits: trained in seconds, more than 99 % right.
 
-    pip install '.[examples,torch]'
+    pip install torch==2.13.0 && pip install '.[torch,triton,examples]'
     python examples/digits.py build/digits
     python -m pipeline build --recipe build/digits/pipeline.yaml      # from the repository's root
 
@@ -123,6 +123,7 @@ def recipe() -> dict[str, Any]:
             "samples": HELD_OUT,
             "task": "accuracy",
             "labels": "labels.npy",
+            "gates": {"task.accuracy": ">= 99% of fp32"},
         },
     }
 

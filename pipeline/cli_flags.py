@@ -42,13 +42,17 @@ class Flags:
             show_default=False,
         ),
     ] = None
-    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="Recipe file (YAML).")] = None
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Build directory; build/NAME if not given.")] = (
-        None
-    )
-    precision: Annotated[str | None, typer.Option(help="Preset: fp32, fp16, int8 (W8A8), int8-all.")] = None
-    target: Annotated[list[str] | None, typer.Option(help="cpu or a GPU such as a100; may be repeated.")] = None
-    name: Annotated[str | None, typer.Option(help="Name of the build and of the served model.")] = None
+    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", metavar="FILE", help="Recipe file (YAML).")] = None
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Build directory; build/NAME if not given.")
+    ] = None
+    precision: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="Preset: fp32, fp16, int8 (W8A8), int8-all.")
+    ] = None
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="cpu or a GPU such as a100; may be repeated.")
+    ] = None
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the build and of the served model.")] = None
     calibration: Annotated[
         str | None, typer.Option(metavar="DATA", help="Samples to calibrate on.", rich_help_panel=_DATA)
     ] = None
@@ -64,17 +68,32 @@ class Flags:
     tokenizer: Annotated[
         str | None, typer.Option(metavar="PATH", help="Tokenizer for text.", rich_help_panel=_DATA)
     ] = None
-    samples: Annotated[int | None, typer.Option(help="Calibration samples, at most.", rich_help_panel=_DATA)] = None
-    method: Annotated[
-        str | None, typer.Option(help="auto, minmax, percentile, mse, entropy, entropy-trt.", rich_help_panel=_DATA)
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", help="Calibration samples, at most.", rich_help_panel=_DATA)
     ] = None
-    threads: Annotated[int | None, typer.Option(help="Threads; 0 is one per core.", rich_help_panel=_MORE)] = None
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD", help="auto, minmax, percentile, mse, entropy, entropy-trt.", rich_help_panel=_DATA
+        ),
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Threads; 0 is one per core.", rich_help_panel=_MORE)
+    ] = None
     costs: Annotated[
         str | None, typer.Option(metavar="PATH", help="costs.json written by profile.", rich_help_panel=_MORE)
     ] = None
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_MORE)] = None
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.", rich_help_panel=_MORE)] = (
+        None
+    )
     trust_source: Annotated[
         bool, typer.Option("--trust-source", help="Run the code of a torch module or .pt2.", rich_help_panel=_MORE)
+    ] = False
+    trust_data: Annotated[
+        bool,
+        typer.Option(
+            "--trust-data", help="Run the code of data or a task that is module:callable.", rich_help_panel=_MORE
+        ),
     ] = False
     strip_quantization: Annotated[
         bool,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
+import textwrap
 import time
 import traceback
 from collections.abc import Iterator
@@ -26,24 +29,55 @@ if TYPE_CHECKING:
 EXIT_BUG, EXIT_INTERRUPTED = 70, 130
 
 
+WIDTH = 100
+"""Columns of text where there is no terminal."""
+
+_TITLES = {
+    "write": "write model",
+    "tune": "choose ranges",
+    "validate": "validate: outputs",
+    "task": "validate: task",
+    "latency": "validate: latency",
+    "layers": "validate: layers",
+}
+"""Stages whose name alone says too little."""
+
+_REPORT_SECONDS = 20.0
+"""Where there is no terminal, a stage that goes on longer says so this often."""
+
+
 class _Bars:
-    """Shows each stage as a bar with its remaining time; one line per finished stage where there is no terminal."""
+    """Shows each stage as a bar with its remaining time; where there is no terminal, lines for a log.
+
+    A stage's time is counted from the end of the one before: some report only when they are through.
+    """
 
     def __init__(self, bars: Bars, terminal: bool) -> None:
         self._bars, self._terminal = bars, terminal
         self._tasks: dict[str, TaskID] = {}
         self._finished: set[str] = set()
+        self._began = self._said = time.monotonic()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        title = _TITLES.get(stage, stage)
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total)
+            self._tasks[stage] = self._bars.add_task(title, total=total)
         self._bars.update(self._tasks[stage], completed=done, total=total)
+        now = time.monotonic()
         if done < total:
             self._finished.discard(stage)
-        elif not self._terminal and stage not in self._finished:
+            if not self._terminal and done and now - self._said >= _REPORT_SECONDS:
+                left = (now - self._began) / done * (total - done)
+                self._say(f"{title}: {done} of {total}, about {left:.0f} s left", now)
+        elif stage not in self._finished:
             self._finished.add(stage)
-            seconds = self._bars.tasks[self._tasks[stage]].elapsed or 0.0
-            typer.echo(f"{stage}: {total} done in {seconds:.1f} s", err=True)
+            if not self._terminal:
+                self._say(f"{title}: done in {now - self._began:.1f} s", now)
+            self._began = now
+
+    def _say(self, line: str, now: float) -> None:
+        typer.echo(line, err=True)
+        self._said = now
 
 
 class _Warnings(logging.Handler):
@@ -58,10 +92,12 @@ class _Warnings(logging.Handler):
         if text in self._said:
             return
         self._said.add(text)
+        lines = wrapped(f"warning: {text}", hanging=9)
         if self._terminal:
-            self._bars.console.print(f"[yellow]warning:[/yellow] {_escaped(text)}", highlight=False)
+            shown = _escaped(lines).replace("warning:", "[yellow]warning:[/yellow]", 1)
+            self._bars.console.print(shown, highlight=False, soft_wrap=True)
         else:
-            typer.echo(f"warning: {text}", err=True)
+            typer.echo(lines, err=True)
 
 
 @contextlib.contextmanager
@@ -124,9 +160,37 @@ def show_table(table: Table) -> None:
 def show_error(error: PipelineError) -> None:
     """Print what happened, where and what to do on stderr."""
     what, *more = str(error).splitlines()
-    typer.secho(f"error: {what}", err=True, fg=typer.colors.RED)
+    typer.secho(wrapped(f"error: {what}", hanging=7), err=True, fg=typer.colors.RED)
     for line in more:
-        typer.echo(line, err=True)
+        typer.echo(wrapped(line, hanging=len(line) - len(line.lstrip()) + 2), err=True)
+
+
+def wrapped(line: str, *, hanging: int) -> str:
+    """Return a message broken between words to fit the terminal; lines after the first are indented by ``hanging``."""
+    width = shutil.get_terminal_size((WIDTH, 24)).columns if sys.stderr.isatty() else WIDTH
+    if len(line) <= width:
+        return line
+    return textwrap.fill(
+        line, max(width, 40), subsequent_indent=" " * hanging, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def costs_in_words(file: Path) -> str:
+    """Return what a ``costs.json`` says, in a sentence."""
+    nodes = json.loads(file.read_text(encoding="utf-8"))["nodes"]
+    fp32, int8 = (sum(node[key] for node in nodes.values()) for key in ("fp32_ms", "int8_ms"))
+    slower = sum(node["int8_ms"] >= node["fp32_ms"] for node in nodes.values())
+    return (
+        f"{len(nodes)} quantized nodes take {int8:.3g} ms, in FP32 {fp32:.3g} ms; "
+        f"{slower or 'none'} of them {'is' if slower == 1 else 'are'} slower in INT8"
+    )
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, if it is ``wanted``: the callback of an option."""
+    if wanted:
+        typer.echo(f"enginewright {importlib.metadata.version('enginewright')}")
+        raise typer.Exit
 
 
 def show_crash(error: Exception, directory: Path | None) -> None:

@@ -39,10 +39,12 @@ def recipe_of(flags: Flags, overrides: dict[str, str]) -> tuple[Recipe, Path]:
     if flags.model is not None:
         kept = {k: v for k, v in (values.get("source") or {}).items() if k in ("task", "opset", "trust_source")}
         values["source"] = {**kept, **source_of(flags.model)}
-    values = merge(values, {**dict(_shortcuts(flags)), **overrides})
+    given = {**dict(_shortcuts(flags)), **overrides}
+    values = merge(values, given)
     if not values.get("name"):
         values["name"] = _name(values.get("source"))
-    recipe = parse(values, where=str(file) if file is not None else "command line")
+    where = [str(file)] if file is not None else []
+    recipe = parse(values, where=" and ".join([*where, "command line"] if given or not where else where))
     return recipe, flags.output if flags.output is not None else Path("build") / recipe.name
 
 
@@ -62,6 +64,8 @@ def _shortcuts(flags: Flags) -> Iterator[tuple[str, str]]:
         "costs": flags.costs,
         "seed": flags.seed,
         "source.trust_source": "true" if flags.trust_source else None,
+        "calibration.trust_data": "true" if flags.trust_data else None,
+        "validate.trust_data": "true" if flags.trust_data else None,
         "source.strip_quantization": "true" if flags.strip_quantization else None,
     }
     yield from ((key, str(value)) for key, value in given.items() if value not in (None, ""))

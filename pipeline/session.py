@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,9 @@ def session(
             source, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
         )
     except Exception as error:  # ONNX Runtime's exception classes share no public base
-        where = str(model) if isinstance(model, Path) else "a model in memory"
-        raise EngineError(
-            f"ONNX Runtime cannot load the model: {_short(error)}",
-            where=where,
-            fix="See the operator that the message names.",
-        ) from error
+        where = str(model) if isinstance(model, Path) else f"the model in {folder}" if folder else "a model in memory"
+        said = _short(error)
+        raise EngineError(f"ONNX Runtime cannot load the model: {said}", where=where, fix=_remedy(said)) from error
 
 
 def run(live: ort.InferenceSession, outputs: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
@@ -75,5 +73,22 @@ def run(live: ort.InferenceSession, outputs: list[str] | None, feeds: dict[str, 
         ) from error
 
 
+_NOISE = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : "  # the code and its name
+    r"|Load model from .*? failed: ?"
+    r"|\S*onnxruntime/\S+\.(?:cc|h):\d+ .*?\)(?: const)? (?=\S)"  # file, line and the C++ signature
+)
+
+
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
+    """Return ONNX Runtime's message without what only its developers can use."""
+    return _NOISE.sub("", " ".join(str(error).split()))[:500]
+
+
+def _remedy(said: str) -> str:
+    """Return what to do about a model that does not load."""
+    if "pset" in said and ("under development" in said or "not supported" in said.lower()):
+        return f"Export the model with an older opset, or install an onnxruntime newer than {ort.__version__}."
+    if "Could not find an implementation" in said or "kernel is not supported" in said or "not a registered" in said:
+        return "ONNX Runtime's CPU provider lacks this operator for these types: export the model without it."
+    return "Run `onnx.checker.check_model` on the model and look at the node or operator that the message names."

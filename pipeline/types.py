@@ -73,14 +73,15 @@ class Range:
         """Return ``(scale, zero_point)`` of the affine map ``real = scale * (quantized - zero_point)``.
 
         The range is first widened to hold 0, so that zero (padding, ReLU) stays exact. Symmetric INT8 uses
-        ``amax / 127``, symmetric FP8 ``amax / 448``; an all-zero range gets scale 1.
+        ``amax / 127`` (UINT8 the same about 128), symmetric FP8 ``amax / 448``; an all-zero range gets scale 1.
         The scale is rounded to float32, the zero point computed from the rounded scale.
         """
         low, high = min(self.min, 0.0), max(self.max, 0.0)
         if spec.symmetric:
             amax = max(-low, high)
-            scale = np.float32(amax / spec.dtype.qmax)
-            return (float(scale) if scale > 0 else 1.0), (128 if spec.dtype is QuantDType.UINT8 else 0)
+            unsigned = spec.dtype is QuantDType.UINT8
+            scale = np.float32(amax / (127.0 if unsigned else spec.dtype.qmax))
+            return (float(scale) if scale > 0 else 1.0), (128 if unsigned else 0)
         qmin, qmax = spec.dtype.qmin, spec.dtype.qmax
         scale = np.float32((high - low) / (qmax - qmin))
         if not scale > 0:

@@ -101,7 +101,7 @@ class CallableSamples:
 
 def _source(name: str) -> Callable[[], Iterable[Any]]:
     module_name, _, attribute = name.partition(":")
-    folder = str(Path.cwd())  # `python -m pipeline` has it on the path already, an installed command has not
+    folder = str(Path.cwd())  # not on the path by itself: only code that the user trusts is looked for there
     try:
         if folder not in sys.path and "" not in sys.path:
             sys.path.insert(0, folder)

@@ -35,12 +35,10 @@ def open_data(spec: DataSpec, inputs: Sequence[TensorInfo]) -> CalibrationData:
         DataError: The data is missing, malformed or does not fit the model; says which array and where.
         MissingError: A package that the format needs is not installed.
     """
+    check_place(spec.data)
     path = Path(spec.data)
-    exists = _exists(path)
-    if not exists and _CALLABLE.fullmatch(spec.data):
+    if not _exists(path):
         return _called(spec, inputs)
-    if not exists:
-        raise DataError("There is no such file or folder.", where=spec.data, fix=f"Check the path. Read are {FORMATS}.")
     suffix = path.suffix.lower()
     if path.is_file() and suffix in records.SUFFIXES:
         return text.text_file(path, spec, inputs)
@@ -52,6 +50,16 @@ def open_data(spec: DataSpec, inputs: Sequence[TensorInfo]) -> CalibrationData:
     if suffix in images.SUFFIXES:
         raise DataError("One picture is no data set.", where=spec.data, fix="Name the folder that holds the pictures.")
     raise DataError(f"Files like {suffix or path.name!r} are not read.", where=spec.data, fix=f"Read are {FORMATS}.")
+
+
+def check_place(data: str) -> None:
+    """Refuse a place where nothing is; costs nothing, so it can be done long before the data is read.
+
+    Raises:
+        DataError: ``data`` is no file or folder that exists, and no ``package.module:callable``.
+    """
+    if not _exists(Path(data)) and not _CALLABLE.fullmatch(data):
+        raise DataError("There is no such file or folder.", where=data, fix=f"Check the path. Read are {FORMATS}.")
 
 
 def _exists(path: Path) -> bool:

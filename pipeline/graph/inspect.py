@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -162,8 +163,15 @@ def _parameters(flow: Flow, node: ir.Node) -> int:
 
 
 def _dims(value: ir.Value) -> Dims | None:
-    return None if value.shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    if value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else _symbol(dim.value) for dim in value.shape)
+
+
+def _symbol(name: str | None) -> str | None:
+    """Return a dimension's name; one that shape inference made up (``unk__7``) says nothing, and differs in each block."""
+    return None if name is None or re.fullmatch(r"unk__\d+", name) else name
 
 
 def _show(dims: Dims | None) -> str:
-    return "" if dims is None else "x".join("?" if dim is None else str(dim) for dim in dims) or "scalar"
+    return "" if dims is None else "×".join("?" if dim is None else str(dim) for dim in dims) or "scalar"

@@ -26,15 +26,22 @@ class Operands:
     channel_axis: int | None
     bias: int | None
 
+    @property
+    def weight_only(self) -> bool:
+        """Whether the node only looks its weight up (an embedding): stored in INT8, nothing to calibrate."""
+        return not self.activations
+
 
 def operands(node: ir.Node) -> Operands | None:
     """Return the operands of a node that can be quantized, else ``None``.
 
     A MatMul or Gemm whose *first* operand is the constant is not quantizable here, nor is a node whose weight is
-    no 2-D (MatMul, Gemm) or N-D (Conv) float initializer of the main graph.
+    no 2-D (MatMul, Gemm, Gather) or N-D (Conv) float initializer of the main graph.
     """
     if node.domain not in ("", "ai.onnx"):
         return None
+    if node.op_type == "Gather":
+        return _table(node)
     if node.op_type == "Add":
         both = all(v is not None and _float(v) and v.const_value is None for v in node.inputs)
         return Operands(activations=(0, 1), weight=None, channel_axis=None, bias=None) if both else None
@@ -56,6 +63,24 @@ def operands(node: ir.Node) -> Operands | None:
     # One scale per tensor for grouped transposed convolutions: their channels share the weight's second axis.
     per_channel = not (node.op_type == "ConvTranspose" and _int(node, "group", 1) > 1)
     return Operands(activations=(0,), weight=1, channel_axis=axis if per_channel else None, bias=bias)
+
+
+def has_dynamic_form(node: ir.Node, found: Operands) -> bool:
+    """Whether the node can be computed in INT8 with activation ranges found at run time.
+
+    A matrix product with a constant weight can (a Gemm only if it adds its bias unscaled), and a table that is looked
+    up has no activation at all. ONNX Runtime's dynamic convolution is slower than the float one.
+    """
+    plain = node.op_type == "MatMul" or (node.op_type == "Gemm" and _float_attribute(node, "beta", 1.0) == 1.0)
+    return found.weight_only or (plain and found.weight is not None)
+
+
+def _table(node: ir.Node) -> Operands | None:
+    table = node.inputs[0]
+    whole = table is not None and table.is_initializer() and table.shape is not None and len(table.shape) == 2
+    if table is None or not whole or not _float(table) or _int(node, "axis", 0) != 0:
+        return None
+    return Operands(activations=(), weight=0, channel_axis=1, bias=None)
 
 
 def _channel_axis(node: ir.Node, weight: ir.Value) -> int | None:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from calibrators.sketch import Sketch
-from pipeline.policy.planning import SENTINEL
+from pipeline.policy.half_range import SENTINEL
 
 
 def extents(statistics: Mapping[str, Sketch]) -> dict[str, float]:
-    """Return tensor name to the largest |x| seen, leaving out mask sentinels (|x| >= 1e30, and infinity)."""
+    """Return tensor name to the largest |x| seen, leaving out mask sentinels (|x| >= 1e8, and infinity)."""
     found = {}
     for name, sketch in statistics.items():
         if sketch.amax < SENTINEL:

@@ -10,22 +10,12 @@ import onnx_ir as ir
 
 from engines.target import Target
 from pipeline.errors import PolicyError
-from pipeline.notices import notice
+from pipeline.graph.operands import WEIGHTED, has_dynamic_form
+from pipeline.policy.half_range import FLOAT16_MAX, SENTINEL, half_guards
 from pipeline.policy.plan import Format, NodePlan, PrecisionPlan
-from pipeline.policy.rules import (
-    Candidate,
-    Rule,
-    candidates,
-    guard_rules,
-    preset_rules,
-    user_rule,
-)
+from pipeline.policy.rules import Candidate, Rule, candidates, cost_rules, guard_rules, preset_rules, user_rule
 from pipeline.recipe import PolicyConfig, Preset
 from pipeline.types import NodeRole, Precision, QuantDType, QuantSpec, Role
-
-FLOAT16_MAX = 65504.0
-SENTINEL = 1e30
-"""Attention masks hold the most negative float; such a value saturates harmlessly in FP16 and is no activation."""
 
 CPU_INT8 = Format(
     # uint8 x int8 is the pair of types that ONNX Runtime's CPU kernels are fast at: 1.8-2.5x of FP32, where
@@ -41,23 +31,32 @@ GPU_INT8 = Format(
     second=QuantSpec(dtype=QuantDType.INT8),
 )
 
+SHARED = "shared with"
+"""How the rule of a projection begins that follows another one of its query, key and value."""
+
 _QKV = (Role.ATTENTION_QUERY, Role.ATTENTION_KEY, Role.ATTENTION_VALUE)
 _PASSES = ("Relu", "Clip", "MaxPool", "Identity", "LeakyRelu")
 
 
-def family(target: Target, preset: Preset) -> str:
-    """Return the name of the variant that serves ``target``: variants are shared by targets that want the same graph."""
-    if preset is Preset.FP32:
-        return "fp32"
+def family(target: Target, policy: PolicyConfig) -> str:
+    """Return the name of the variant that serves ``target``: variants are shared by targets that want the same graph.
+
+    Raises:
+        PolicyError: The target has nothing to offer for the preset.
+    """
+    asked = {r.precision for r in policy.rules}
+    int8 = policy.preset in (Preset.INT8, Preset.INT8_ALL) or Precision.INT8 in asked
     if target.compute_capability is None:
-        if preset is Preset.FP16:
+        if policy.preset is Preset.FP16:
             raise PolicyError(
                 "The CPU has no FP16 kernels that are worth using.",
                 where=f"target {target.name}, preset fp16",
                 fix="Use --precision int8 or fp32 for cpu, or a GPU target for fp16.",
             )
-        return "cpu"
-    return "gpu-fp16" if preset is Preset.FP16 else "gpu-int8"
+        return "cpu" if int8 else "fp32"
+    if int8:
+        return "gpu-int8"
+    return "gpu-fp16" if policy.preset is Preset.FP16 or Precision.FP16 in asked else "fp32"
 
 
 def plan(
@@ -76,55 +75,41 @@ def plan(
         roles: Its nodes' roles.
         policy: Preset and rules.
         family: The variant, from :func:`family`.
-        costs: Node name to ``{"fp32_ms": …, "int8_ms": …}`` as measured; a node that INT8 makes slower stays high.
+        costs: Node name to ``{"fp32_ms": …, "int8_ms": …}`` as measured on a CPU; on ``cpu``, a node that INT8 makes
+            slower stays high.
         extents: Tensor name to the largest finite |x| seen; nodes beyond the FP16 range compute in FP32.
-
-    Raises:
-        PolicyError: A rule's precision does not exist for this family.
     """
-    elsewhere = Precision.FP16 if family.startswith("gpu") else Precision.FP32
-    rules = _rules(policy, family, elsewhere, costs or {})
+    elsewhere = _elsewhere(policy, family)
+    high = Precision.FP32 if policy.preset is Preset.FP32 else elsewhere
+    dynamic = policy.activations == "dynamic" and family == "cpu"
     found = candidates(model, roles)
-    nodes = {c.name: _decide(c, rules, elsewhere) for c in found}
-    _require_residuals_between_convolutions(found, nodes, elsewhere)
-    _share_qkv(found, nodes)
+    rules = [*preset_rules(policy.preset, high), *guard_rules(family, high)]
+    rules += half_guards(found) if elsewhere is Precision.FP16 else []
+    rules += cost_rules(costs or {}, high) if family == "cpu" else []
+    rules += [user_rule(config, family) for config in policy.rules]
+    nodes = {c.name: _decide(c, rules, high, dynamic=dynamic) for c in found}
     if elsewhere is Precision.FP16:
         _keep_fp32_beyond_fp16(found, nodes, extents or {})
+    _require_residuals_between_convolutions(found, nodes, high)
+    _share_qkv(found, nodes)
     formats = {}
     if any(n.precision is Precision.INT8 for n in nodes.values()):
         formats[Precision.INT8] = CPU_INT8 if family == "cpu" else GPU_INT8
     return PrecisionPlan(
-        family=family,
-        elsewhere=elsewhere,
-        dynamic=policy.activations == "dynamic" and family == "cpu",
-        formats=formats,
-        nodes=tuple(nodes.values()),
+        family=family, elsewhere=elsewhere, dynamic=dynamic, formats=formats, nodes=tuple(nodes.values())
     )
 
 
-def _rules(
-    policy: PolicyConfig, family: str, elsewhere: Precision, costs: Mapping[str, Mapping[str, float]]
-) -> list[Rule]:
-    rules = [*preset_rules(policy.preset, elsewhere), *guard_rules(family, elsewhere)]
-    rules += [
-        Rule(
-            text=f"costs: {cost['int8_ms']:.3g} ms in INT8, {cost['fp32_ms']:.3g} ms in FP32",
-            precision=elsewhere,
-            matches=lambda c, name=name: c.name == name,  # type: ignore[misc]
-        )
-        for name, cost in costs.items()
-        if cost["int8_ms"] >= cost["fp32_ms"]
-    ]
-    for config in policy.rules:
-        rules.append(user_rule(config, family))
-    return rules
+def _elsewhere(policy: PolicyConfig, family: str) -> Precision:
+    half = policy.preset is not Preset.FP32 or any(r.precision is Precision.FP16 for r in policy.rules)
+    return Precision.FP16 if half and family.startswith("gpu") else Precision.FP32
 
 
-def _decide(candidate: Candidate, rules: list[Rule], elsewhere: Precision) -> NodePlan:
+def _decide(candidate: Candidate, rules: list[Rule], high: Precision, *, dynamic: bool) -> NodePlan:
     rule = next(r for r in reversed(rules) if r.matches(candidate))
     precision, text = rule.precision, rule.text
-    if precision.quantized and candidate.operands is None:
-        precision, text = elsewhere, f"not quantizable: {_why_not(candidate)}"
+    if precision.quantized and (why := _why_not(candidate, dynamic=dynamic)):
+        precision, text = high, f"not quantizable ({why}), asked by {rule.text}"
     return NodePlan(
         node=candidate.name,
         op_type=candidate.node.op_type,
@@ -135,14 +120,22 @@ def _decide(candidate: Candidate, rules: list[Rule], elsewhere: Precision) -> No
     )
 
 
-def _why_not(candidate: Candidate) -> str:
-    if candidate.node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
+def _why_not(candidate: Candidate, *, dynamic: bool) -> str:
+    """Return why a node cannot be quantized, ``""`` if it can."""
+    kind = candidate.node.op_type
+    if candidate.operands is not None:
+        if dynamic and not has_dynamic_form(candidate.node, candidate.operands):
+            return f"{kind} has no form with dynamic activations"
+        return ""
+    if kind in WEIGHTED:
         return "its weight is no constant of a known shape in the usual layout"
-    return f"{candidate.node.op_type} has no quantized form"
+    if kind == "Gather":
+        return "its table is no constant matrix that is read by rows"
+    return f"{kind} has no quantized form"
 
 
 def _require_residuals_between_convolutions(
-    found: tuple[Candidate, ...], nodes: dict[str, NodePlan], elsewhere: Precision
+    found: tuple[Candidate, ...], nodes: dict[str, NodePlan], high: Precision
 ) -> None:
     """Keep a residual add quantized only where both its inputs come from quantized convolutions or adds.
 
@@ -162,7 +155,7 @@ def _require_residuals_between_convolutions(
             s is not None and s.op_type in ("Conv", "Add") and nodes[s.name or ""].precision.quantized for s in sources
         ):
             nodes[candidate.name] = replace(
-                entry, precision=elsewhere, rule="guard: residual add that is not between INT8 convolutions"
+                entry, precision=high, rule="guard: residual add that is not between INT8 convolutions"
             )
 
 
@@ -190,14 +183,8 @@ def _share_qkv(found: tuple[Candidate, ...], nodes: dict[str, NodePlan]) -> None
         for entry in entries:
             if entry.precision is not highest.precision:
                 nodes[entry.node] = replace(
-                    entry, precision=highest.precision, rule=f"shared with {highest.node}, which has: {highest.rule}"
+                    entry, precision=highest.precision, rule=f"{SHARED} {highest.node}, which has: {highest.rule}"
                 )
-        if any(e.precision is not highest.precision for e in entries):
-            notice(
-                "qkv-shared",
-                f"Query, key and value share one GEMM, so all three compute in {highest.precision}",
-                where=highest.node,
-            )
 
 
 def _keep_fp32_beyond_fp16(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -72,9 +72,9 @@ def by_role(text: str, precision: Precision, *roles: Role) -> Rule:
     return Rule(text=text, precision=precision, matches=lambda c: c.role.role in roles)
 
 
-def preset_rules(preset: Preset, elsewhere: Precision) -> list[Rule]:
-    """Return the rules of a preset: first everything ``elsewhere``, then what the preset quantizes."""
-    rules = [Rule(text=f"preset {preset}: the rest", precision=elsewhere, matches=lambda _: True)]
+def preset_rules(preset: Preset, high: Precision) -> list[Rule]:
+    """Return the rules of a preset: first everything ``high``, then what the preset quantizes."""
+    rules = [Rule(text=f"preset {preset}: the rest", precision=high, matches=lambda _: True)]
     if preset in (Preset.INT8, Preset.INT8_ALL):
         int8 = Precision.INT8
         rules += [
@@ -89,47 +89,67 @@ def preset_rules(preset: Preset, elsewhere: Precision) -> list[Rule]:
     return rules
 
 
-def guard_rules(family: str, elsewhere: Precision) -> list[Rule]:
+def guard_rules(family: str, high: Precision) -> list[Rule]:
     """Return what stays in high precision because INT8 is known to be slower or useless there."""
     rules = [
-        Rule(
-            text=f"guard: GEMM with K or N below {MIN_GEMM_DIM}",
-            precision=elsewhere,
-            matches=lambda c: (
-                c.node.op_type in ("MatMul", "Gemm") and 0 < min(c.weight_shape, default=0) < MIN_GEMM_DIM
-            ),
-        ),
+        Rule(text=f"guard: GEMM with K or N below {MIN_GEMM_DIM}", precision=high, matches=_narrow_gemm),
         Rule(
             text=f"guard: convolution with fewer than {MIN_CONV_CHANNELS} channels",
-            precision=elsewhere,
+            precision=high,
             matches=_narrow_convolution,
         ),
-        Rule(text="guard: matrix-vector product", precision=elsewhere, matches=_matrix_vector),
+        Rule(text="guard: matrix-vector product", precision=high, matches=_matrix_vector),
     ]
     if family == "cpu":
-        # Networks of depthwise convolutions ran at 0.35-0.5x of FP32 in ONNX Runtime's INT8 CPU kernels.
-        rules.append(by_role("guard: depthwise convolution is slower in INT8 on CPU", elsewhere, Role.DEPTHWISE_CONV))
+        rules += [
+            # Networks of depthwise convolutions ran at 0.35-0.5x of FP32 in ONNX Runtime's INT8 CPU kernels.
+            by_role("guard: depthwise convolution is slower in INT8 on CPU", high, Role.DEPTHWISE_CONV),
+            Rule(
+                text="guard: ONNX Runtime has no INT8 kernel for ConvTranspose on CPU",
+                precision=high,
+                matches=lambda c: c.node.op_type == "ConvTranspose",
+            ),
+        ]
     return rules
 
 
-def user_rule(config: RuleConfig, family: str) -> Rule:
-    """Return the rule that a recipe asks for; on ``cpu``, ``fp16`` means FP32, which is what its kernels compute."""
-    precision = config.precision
-    if family == "cpu" and precision is Precision.FP16:
-        precision = Precision.FP32
-
-    def matches(candidate: Candidate) -> bool:
-        role = candidate.role.role
-        return (
-            (
-                config.role in (None, "*", role)
-                or (config.role in ("attention", "ffn") and role.startswith(f"{config.role}_"))
-            )
-            and config.op_type in (None, candidate.node.op_type)
-            and (config.name is None or fnmatchcase(candidate.name, config.name))
+def cost_rules(costs: Mapping[str, Mapping[str, float]], high: Precision) -> list[Rule]:
+    """Return one rule for every node that was measured to be no faster in INT8."""
+    return [
+        Rule(
+            text=f"costs: {cost['int8_ms']:.3g} ms in INT8, {cost['fp32_ms']:.3g} ms in FP32",
+            precision=high,
+            matches=lambda c, name=name: c.name == name,  # type: ignore[misc]
         )
+        for name, cost in costs.items()
+        if cost["int8_ms"] >= cost["fp32_ms"]
+    ]
 
-    return Rule(text=f"recipe {config}", precision=precision, matches=matches)
+
+def user_rule(config: RuleConfig, family: str) -> Rule:
+    """Return the rule that a recipe asks for; without a GPU, ``fp16`` means FP32, which is what a CPU's kernels compute."""
+    precision, text = config.precision, f"recipe {config}"
+    if precision is Precision.FP16 and not family.startswith("gpu"):
+        precision, text = Precision.FP32, f"{text} (a CPU computes FP16 in FP32)"
+    return Rule(text=text, precision=precision, matches=lambda candidate: all(conditions(config, candidate).values()))
+
+
+def conditions(config: RuleConfig, candidate: Candidate) -> dict[str, bool]:
+    """Return each condition that a recipe's rule states (``role``, ``op_type``, ``name``) and whether the node meets it."""
+    role = candidate.role.role
+    met = {}
+    if config.role is not None:
+        family = config.role in ("attention", "ffn") and role.startswith(f"{config.role}_")
+        met["role"] = config.role in ("*", role) or family
+    if config.op_type is not None:
+        met["op_type"] = config.op_type == candidate.node.op_type
+    if config.name is not None:
+        met["name"] = fnmatchcase(candidate.name, config.name)
+    return met
+
+
+def _narrow_gemm(candidate: Candidate) -> bool:
+    return candidate.node.op_type in ("MatMul", "Gemm") and 0 < min(candidate.weight_shape, default=0) < MIN_GEMM_DIM
 
 
 def _narrow_convolution(candidate: Candidate) -> bool:

@@ -6,26 +6,19 @@ Casts stand only where the type changes, one for each tensor and type. Constants
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.half_types import FLOAT, HALF, HalfTypes, has_subgraph, is_float, retype_attributes, saturated
 from pipeline.types import Precision
-
-FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-
-# Inputs that ONNX types as float32 whatever the data's type.
-_ALWAYS_FLOAT = {"Resize": (1, 2)}
-# Operators without an FP16 form in ONNX or whose float attribute decides their type in ways not handled here.
-_NO_HALF = ("NonMaxSuppression", "RandomNormal", "RandomUniform", "Bernoulli", "Multinomial", "MelWeightMatrix",
-            "HannWindow", "HammingWindow", "BlackmanWindow", "DFT", "STFT", "StringNormalizer", "TfIdfVectorizer")  # fmt: skip
 
 
 def cast_to_half(model: ir.Model, plan: PrecisionPlan) -> None:
     """Give every float32 tensor of ``model`` the type its plan asks for; changes the graph in place.
 
-    A node computes in FP32 if its entry in ``plan`` says so, if it has a subgraph, or if it is of a custom domain;
-    every other one, Q/DQ pairs included, in FP16. Scales of Q/DQ pairs were made in FP16 already.
+    A node computes in FP32 if its entry in ``plan`` says so, if it has a subgraph or reads a sequence, or if ONNX (or
+    ONNX Runtime's CPU provider, where variants are checked) has no FP16 form of it; every other one, Q/DQ pairs
+    included, in FP16. Tensors that were FP16 before stay so. Scales of Q/DQ pairs were made in FP16 already.
     """
     _Caster(model, plan).run()
 
@@ -34,10 +27,12 @@ class _Caster:
     def __init__(self, model: ir.Model, plan: PrecisionPlan) -> None:
         self.graph = model.graph
         self.precisions = plan.precisions()
+        self.types = HalfTypes(model.opset_imports.get("", 21))
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
         self.constants: dict[str, ir.Value] = {}
         self.names = {v.name for n in model.graph.all_nodes() for v in n.outputs} | set(model.graph.initializers)
         self.names |= {v.name for v in model.graph.inputs}
+        self.halved: set[ir.Value] = set()
 
     def run(self) -> None:
         for node in list(self.graph):
@@ -48,29 +43,42 @@ class _Caster:
         for name in [n for n in self.graph.initializers if n not in used]:
             del self.graph.initializers[name]
 
-    def _wanted(self, node: ir.Node) -> ir.DataType:
-        island = (
-            self.precisions.get(node.name or "") is Precision.FP32
-            or node.domain not in ("", "ai.onnx")
-            or node.op_type in _NO_HALF
-            or any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-        )
-        return FLOAT if island else HALF
-
     def _node(self, node: ir.Node) -> None:
-        wanted = self._wanted(node)
+        island = self.precisions.get(node.name or "") is Precision.FP32 or not self.types.exist(node)
+        halves = frozenset[int]() if island else self.types.inputs(node)
         for index, value in enumerate(node.inputs):
-            if value is None or value.dtype not in (FLOAT, HALF) or index in _ALWAYS_FLOAT.get(node.op_type, ()):
+            if value is None:
                 continue
-            if value.dtype is not wanted:
-                node.replace_input_with(index, self._as(value, wanted, node))
-        for output in node.outputs:
-            if output.dtype is FLOAT and wanted is HALF:
-                output.dtype = HALF
-        if wanted is HALF:
-            _retype_attributes(node)
+            if index in halves and is_float(value, FLOAT):
+                node.replace_input_with(index, self._as(value, HALF))
+            elif index not in halves and value in self.halved:
+                node.replace_input_with(index, self._as(value, FLOAT))
+        if has_subgraph(node):
+            self._captured(node)
+        if not island:
+            for index in self.types.outputs(node):
+                if is_float(node.outputs[index], FLOAT):
+                    node.outputs[index].dtype = HALF
+                    self.halved.add(node.outputs[index])
+            retype_attributes(node)
 
-    def _as(self, value: ir.Value, dtype: ir.DataType, reader: ir.Node) -> ir.Value:
+    def _captured(self, owner: ir.Node) -> None:
+        """Let subgraphs, which stay FP32, read FP32 of what they take from the main graph."""
+        for attribute in owner.attributes.values():
+            graphs = (
+                [attribute.as_graph()]
+                if attribute.type is ir.AttributeType.GRAPH
+                else attribute.as_graphs()
+                if attribute.type is ir.AttributeType.GRAPHS
+                else []
+            )
+            for graph in graphs:
+                for node in ir.traversal.RecursiveGraphIterator(graph):
+                    for index, value in enumerate(node.inputs):
+                        if value is not None and value in self.halved:
+                            node.replace_input_with(index, self._as(value, FLOAT))
+
+    def _as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if value.is_initializer() and dtype is HALF:
             return self._constant(value)
         key = (value.name or "", dtype)
@@ -92,7 +100,7 @@ class _Caster:
             source = value.const_value
             assert source is not None
             lazy = ir.LazyTensor(
-                lambda: ir.tensor(_saturate(source.numpy())), dtype=HALF, shape=ir.Shape(source.shape.numpy())
+                lambda: ir.tensor(saturated(source.numpy())), dtype=HALF, shape=ir.Shape(source.shape.numpy())
             )
             half = ir.Value(name=self._free(f"{name}_fp16"), shape=value.shape, type=ir.TensorType(HALF))
             half.const_value = lazy
@@ -102,10 +110,9 @@ class _Caster:
 
     def _outputs(self) -> None:
         for index, value in enumerate(self.graph.outputs):
-            if value.dtype is not HALF or value.producer() is None:
-                continue
             producer, name = value.producer(), value.name
-            assert producer is not None
+            if value not in self.halved or producer is None:
+                continue
             value.name = self._free(f"{name}_fp16")
             node = ir.node("Cast", [value], attributes={"to": FLOAT.value}, name=self._free(f"{name}_Cast"))
             node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, FLOAT, value.shape
@@ -118,23 +125,3 @@ class _Caster:
             candidate, n = f"{name}_{n}", n + 1
         self.names.add(candidate)
         return candidate
-
-
-def _retype_attributes(node: ir.Node) -> None:
-    if node.op_type in ("Cast", "EyeLike", "RandomNormalLike", "RandomUniformLike"):
-        key = "to" if node.op_type == "Cast" else "dtype"
-        attribute = node.attributes.get(key)
-        if attribute is not None and attribute.as_int() == FLOAT.value:
-            node.attributes[key] = ir.AttrInt64(key, HALF.value)
-    if node.op_type == "ConstantOfShape":
-        attribute = node.attributes.get("value")
-        array = np.zeros(1, np.float32) if attribute is None else attribute.as_tensor().numpy()
-        if array.dtype == np.float32:
-            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_saturate(array)))
-
-
-def _saturate(
-    array: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
-    limit = np.float32(np.finfo(np.float16).max)
-    return np.clip(array, -limit, limit).astype(np.float16)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from pipeline.graph.operands import Operands, operands
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.sites import Site, sites
-from pipeline.quantize.weights import round_to_nearest
+from pipeline.quantize.weights import round_to_nearest, stored_scale
 from pipeline.types import Array, Precision, QuantDType, QuantSpec, Range
 
 _IR_DTYPE = {QuantDType.INT8: ir.DataType.INT8, QuantDType.UINT8: ir.DataType.UINT8}
@@ -30,7 +30,6 @@ class Inserter:
         self.graph = model.graph
         self.plan = plan
         self.ranges = ranges
-        self.scale_dtype: type[np.floating] = np.float16 if plan.elsewhere is Precision.FP16 else np.float32
         self.nodes = {n.name or "": n for n in model.graph}
         self.values = {v.name or "": v for v in model.graph.inputs} | {
             v.name or "": v for n in model.graph for v in n.outputs
@@ -39,6 +38,7 @@ class Inserter:
         self.scales: dict[tuple[str, int], Array] = {}
         self.pairs: dict[tuple[str, QuantSpec], tuple[ir.Value, ir.Value]] = {}
         self.weights: dict[tuple[str, bytes, int | None], ir.Value] = {}
+        self.tables: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._sites = sites(model, plan)
 
     def run(self) -> None:
@@ -48,8 +48,14 @@ class Inserter:
         self.activations()
         for node, entry in quantized:
             what = found[node.name]
-            if what is not None and what.weight is not None:
-                self._weight(node, what, self.plan.formats[entry.precision].weights)
+            if what is None or what.weight is None:
+                continue
+            spec = self.plan.formats[entry.precision].weights
+            # TensorRT takes an INT8 constant only in front of a DequantizeLinear, and fuses that with the look-up.
+            if what.weight_only and self.plan.family == "cpu":
+                self.table(node, what, spec)
+            else:
+                self._weight(node, what, spec)
         self.drop_unused()
 
     def activations(self) -> None:
@@ -57,19 +63,23 @@ class Inserter:
         for site in self._sites:
             self._activation(site)
 
+    def scale_dtype(self, value: ir.Value) -> type[np.floating]:
+        """Return the type of a tensor's scales: its own, or what the graph will be cast to."""
+        half = self.plan.elsewhere is Precision.FP16 or value.dtype is ir.DataType.FLOAT16
+        return np.float16 if half else np.float32
+
     def scale_zero_point(self, site: Site) -> tuple[np.float32, int]:
-        """Return the scale as stored (rounded to FP16 where the graph is FP16) and the zero point."""
+        """Return the scale as stored (rounded to FP16 where the tensor is FP16) and the zero point."""
         scale, zero_point = self.ranges[site.tensor, site.spec].scale_zero_point(site.spec)
-        if self.scale_dtype is np.float16:
-            scale = max(float(np.float16(scale)), float(np.finfo(np.float16).smallest_subnormal))
-        return np.float32(scale), zero_point
+        stored = stored_scale(np.asarray(scale, np.float32), self.scale_dtype(self.values[site.tensor]))
+        return np.float32(stored), zero_point
 
     def _activation(self, site: Site) -> None:
         value = self.values[site.tensor]
         scale, zero_point = self.scale_zero_point(site)
         base = site.tensor
         operands_ = (
-            self.constant(f"{base}_scale", np.asarray(scale, dtype=self.scale_dtype)),
+            self.constant(f"{base}_scale", np.asarray(scale, dtype=self.scale_dtype(value))),
             self.constant(f"{base}_zero_point", np.asarray(zero_point, dtype=_NUMPY[site.spec.dtype])),
         )
         self.pairs[site.tensor, site.spec] = operands_
@@ -92,17 +102,48 @@ class Inserter:
         assert what.weight is not None
         value = node.inputs[what.weight]
         assert value is not None
-        activation = self.scales.get((node.name or "", what.activations[0]), np.ones((), np.float32))
+        activation = self.scales.get((node.name or "", 0), np.ones((), np.float32))
         bias = node.inputs[what.bias] if what.bias is not None else None
-        quantize_bias = self.plan.family == "cpu" and bias is not None and bias.const_value is not None
+        scale_dtype = self.scale_dtype(value)
+        quantize_bias = (
+            self.plan.family == "cpu"
+            and bias is not None
+            and bias.const_value is not None
+            and scale_dtype is np.float32  # the product of two FP16 scales would not be exact
+            and _along_channels(node, bias, value, what.channel_axis)
+        )
         floor = _bias_floor(bias, activation) if quantize_bias and bias is not None else None
-        weight = round_to_nearest(value, spec, axis=what.channel_axis, scale_dtype=self.scale_dtype, min_scale=floor)
+        weight = round_to_nearest(value, spec, axis=what.channel_axis, scale_dtype=scale_dtype, min_scale=floor)
         key = (value.name or "", weight.scale.tobytes(), weight.axis)
         if key not in self.weights:
             self.weights[key] = self._dequantized(value, weight.tensor, weight.scale, weight.axis)
         node.replace_input_with(what.weight, self.weights[key])
         if quantize_bias and bias is not None and what.bias is not None:
-            node.replace_input_with(what.bias, self._bias(bias, weight.scale * activation))
+            scale = np.maximum(weight.scale * activation, np.finfo(np.float32).smallest_normal)
+            node.replace_input_with(what.bias, self._bias(bias, scale))
+
+    def table(self, node: ir.Node, what: Operands, spec: QuantSpec) -> None:
+        """Store a table that is looked up in INT8 and dequantize the rows that were found: ONNX Runtime would
+        dequantize the whole table at every run.
+        """  # noqa: D205
+        assert what.weight is not None
+        value, indices, rows = node.inputs[what.weight], node.inputs[1], node.outputs[0]
+        assert value is not None
+        key = value.name or ""
+        if key not in self.tables:
+            dtype = self.scale_dtype(value)
+            weight = round_to_nearest(value, spec, axis=what.channel_axis, scale_dtype=dtype)
+            scale = self.constant(f"{key}_scale", weight.scale.astype(dtype))
+            self.tables[key] = (self.initializer(f"{key}_quantized", weight.tensor), scale)
+        stored, scale = self.tables[key]
+        gather = ir.node("Gather", [stored, indices], attributes=node.attributes, name=node.name)
+        self._describe(gather.outputs[0], f"{rows.name}_quantized", ir.DataType.INT8, rows.shape)
+        axis = -1 if rows.shape is None else len(rows.shape) - 1
+        dequantize = self.node(
+            "DequantizeLinear", [gather.outputs[0], scale], f"{rows.name}_DequantizeLinear", attributes={"axis": axis}
+        )
+        self.graph.insert_before(node, [gather, dequantize])
+        self.supplant(node, dequantize.outputs[0])
 
     def _bias(self, bias: ir.Value, scale: Array) -> ir.Value:
         # ONNX Runtime fuses Conv and Gemm only with an int32 bias in the accumulator's own scale; TensorRT refuses one.
@@ -114,10 +155,9 @@ class Inserter:
     def _dequantized(self, value: ir.Value, tensor: ir.TensorProtocol, scale: Array, axis: int | None) -> ir.Value:
         base = f"{value.name}"
         stored = self.initializer(f"{base}_quantized", tensor)
-        inputs = [stored, self.constant(f"{base}_scale", scale.astype(self.scale_dtype))]
-        if (
-            self.plan.family == "cpu"
-        ):  # ONNX Runtime fuses a Gemm only if its zero points are there; TensorRT needs none
+        inputs = [stored, self.constant(f"{base}_scale", scale.astype(self.scale_dtype(value)))]
+        # ONNX Runtime fuses a Gemm only if its zero points are there; TensorRT needs none.
+        if self.plan.family == "cpu":
             inputs.append(self.constant(f"{base}_zero_point", np.zeros(scale.shape, dtype=tensor.dtype.numpy())))
         node = ir.node(
             "DequantizeLinear",
@@ -196,6 +236,20 @@ class Inserter:
         outputs = {v.name for v in self.graph.outputs}
         for name in [n for n in self.graph.initializers if n not in used and n not in outputs]:
             del self.graph.initializers[name]
+
+
+def _along_channels(node: ir.Node, bias: ir.Value, weight: ir.Value, axis: int | None) -> bool:
+    """Return whether a bias has one value for each output channel: a Gemm's may be a scalar, a column or a matrix."""
+    shape = bias.shape.numpy() if bias.shape is not None else ()
+    channels = None if axis is None or weight.shape is None else weight.shape[axis]
+    beta = node.attributes.get("beta")
+    # A transposed convolution has no integer kernel, so its bias stays as exact as it is.
+    return (
+        node.op_type != "ConvTranspose"
+        and len(shape) == 1
+        and channels == shape[0]
+        and (beta is None or beta.as_float() == 1.0)
+    )
 
 
 def _bias_floor(bias: ir.Value, activation: Array) -> Array:

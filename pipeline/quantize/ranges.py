@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import onnx_ir as ir
-
 from calibrators.calibrate import calibrator, quantization_error
 from calibrators.collector import Statistics
 from calibrators.sketch import Sketch
 from pipeline.errors import QuantizeError
 from pipeline.notices import notice
-from pipeline.quantize.sites import Site, range_source
+from pipeline.quantize.sites import Site
 from pipeline.recipe import Method
 from pipeline.types import QuantDType, QuantSpec, Range, Role
 
@@ -46,7 +44,6 @@ class SiteRange:
 
 
 def choose_ranges(
-    model: ir.Model,
     found: Sequence[Site],
     statistics: Statistics,
     method: Method,
@@ -56,23 +53,20 @@ def choose_ranges(
     """Return a range for every site.
 
     Args:
-        model: The canonical graph, for tensors that only rearrange another one and share its range.
         found: Activation sites, from :func:`pipeline.quantize.sites.sites`.
-        statistics: A sketch for each site's tensor.
+        statistics: A sketch for each tensor that a site observes.
         method: A calibrator; ``auto`` takes, per tensor, the candidate with the least squared error
             (:mod:`pipeline.quantize.tune` then checks the choice at the network's output).
         percentile: For ``percentile``.
 
     Raises:
-        QuantizeError: The statistics lack a tensor.
+        QuantizeError: The statistics lack a tensor, or one of them is not finite.
     """
     methods = list(CANDIDATES) if method is Method.AUTO else [method]
-    tensors = [s.tensor for s in found]
     chosen = []
     constant = []
     for site in found:
-        source = range_source(model, site.tensor, tensors)
-        sketch = _sketch(statistics, source)
+        sketch = _sketch(statistics, site)
         if sketch.min == sketch.max:
             constant.append(site.tensor)
         options = {str(m): calibrator(m, percentile=percentile).range(sketch, site.spec) for m in methods}
@@ -89,14 +83,29 @@ def choose_ranges(
 
 
 def role_groups(ranges: Sequence[SiteRange]) -> dict[tuple[Role, ...], list[int]]:
-    """Return the sites grouped by the roles that read them, in first-seen order."""
+    """Return the sites grouped by the roles that read them, in first-seen order.
+
+    Sites that must have one scale stay together, with the roles of the first of them.
+    """
     groups: dict[tuple[Role, ...], list[int]] = {}
+    together: dict[tuple[str, ...], tuple[Role, ...]] = {}
     for index, item in enumerate(ranges):
-        groups.setdefault(item.site.roles, []).append(index)
+        roles = together.setdefault(item.site.observed, item.site.roles)
+        groups.setdefault(roles, []).append(index)
     return groups
 
 
-def _sketch(statistics: Statistics, tensor: str) -> Sketch:
+def _sketch(statistics: Statistics, site: Site) -> Sketch:
+    sketches = [_observed(statistics, tensor) for tensor in site.observed]
+    if len(sketches) == 1:
+        return sketches[0]
+    total = Sketch()
+    for sketch in sketches:
+        total.merge(sketch)
+    return total
+
+
+def _observed(statistics: Statistics, tensor: str) -> Sketch:
     found = statistics.get(tensor)
     if not isinstance(found, Sketch):
         raise QuantizeError(
@@ -104,11 +113,26 @@ def _sketch(statistics: Statistics, tensor: str) -> Sketch:
             where=tensor,
             fix="Run `python -m pipeline calibrate` again with this recipe.",
         )
+    if found.nonfinite:
+        raise QuantizeError(
+            f"A tensor that the precision plan quantizes held NaN or infinity {found.nonfinite} times on the calibration "
+            "data, so it has no range.",
+            where=tensor,
+            fix="Check the calibration data, or keep the nodes that read it in high precision with a rule "
+            "(`python -m pipeline inspect` names them).",
+        )
     if found.count == 0:
         raise QuantizeError(
             "A tensor that the precision plan quantizes had no values on any calibration sample.",
             where=tensor,
             fix="Check that the calibration data is not empty, or keep its nodes in high precision with a rule.",
+        )
+    if found.nonfinite:
+        raise QuantizeError(
+            f"A tensor that the precision plan quantizes held NaN or infinity ({found.nonfinite} values) on the "
+            "calibration data.",
+            where=tensor,
+            fix="Check the data and the trained weights, or keep its nodes in high precision with a rule.",
         )
     return found
 
@@ -132,6 +156,7 @@ def _site_range(raw: dict[str, Any]) -> SiteRange:
             spec=QuantSpec(dtype=QuantDType(spec["dtype"]), symmetric=spec["symmetric"], axis=spec["axis"]),
             readers=None if site["readers"] is None else tuple((n, i) for n, i in site["readers"]),
             roles=tuple(Role(r) for r in site["roles"]),
+            observed=tuple(site["observed"]),
         ),
         method=raw["method"],
         range=Range(**raw["range"]),

@@ -7,31 +7,36 @@ import onnx_ir as ir
 from calibrators.collector import Request
 from pipeline.graph.operands import operands
 from pipeline.policy.planning import plan
-from pipeline.quantize.sites import range_source, sites
+from pipeline.quantize.sites import sites
 from pipeline.recipe import PolicyConfig, Preset, RuleConfig
 from pipeline.types import NodeRole, Precision
 
 
-def requests(model: ir.Model, roles: dict[str, NodeRole], families: list[str]) -> tuple[Request, ...]:
+def requests(
+    model: ir.Model, roles: dict[str, NodeRole], policy: PolicyConfig, families: list[str]
+) -> tuple[Request, ...]:
     """Return the statistics to collect for these families of targets, in graph order.
 
-    Every activation that some rule could quantize gets a sketch. Families that compute in FP16 need the magnitude of
-    every float tensor too, to keep in FP32 what FP16 cannot hold.
+    Every activation that a policy usually quantizes gets a sketch, and every one that this policy does, so that only
+    an unusual rule (INT8 residual adds of a transformer) makes another pass over the data necessary. Families that
+    compute in FP16 need the magnitude of every float tensor too, to keep in FP32 what FP16 cannot hold.
 
     Args:
         model: The canonical graph.
         roles: Its nodes' roles.
+        policy: What is asked for now.
         families: Variants that will be made.
     """
     tensors: dict[str, None] = {}
     for family in families:
         if family not in ("cpu", "gpu-int8"):
             continue
-        found = sites(model, plan(model, roles, _everything(model), family))
-        names = [s.tensor for s in found]
-        tensors |= dict.fromkeys(range_source(model, name, names) for name in names)
+        for asked in (_everything(model), policy):
+            # A tensor that shares another one's range under this policy may stand alone under the next.
+            tensors |= dict.fromkeys(s.tensor for s in sites(model, plan(model, roles, asked, family)))
     if any(f.startswith("gpu") for f in families):
-        tensors |= dict.fromkeys(v.name or "" for n in model.graph for v in n.outputs if v.dtype is ir.DataType.FLOAT)
+        values = [*model.graph.inputs, *(v for n in model.graph for v in n.outputs)]
+        tensors |= dict.fromkeys(v.name or "" for v in values if v.type == ir.TensorType(ir.DataType.FLOAT))
     return tuple(Request(tensor=t) for t in tensors)
 
 

@@ -6,11 +6,14 @@ skip branch, because the other one is fused into the convolution that makes it.
 ``cpu`` (ONNX Runtime): MatMul becomes ``MatMulIntegerToFloat`` from its input pair alone. ``QLinearConv`` and
 ``QLinearAdd`` exist only with a quantized output, so there the output gets a pair too, behind a Relu or Clip that is
 its only reader (the kernel saturates for free), and everything reads the pair.
+
+A tensor that only rearranges another one has that one's range, because both runtimes move a pair across such
+operators only if both sides have one scale. TensorRT moves it across Concat too if all inputs have one scale; ONNX
+Runtime's QLinearConcat takes a scale for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -32,12 +35,14 @@ class Site:
         spec: Its format.
         readers: (node name, input index) that read the pair; ``None`` means every reader and the graph output.
         roles: Roles of the nodes that read it, for choosing one calibrator per kind of layer.
+        observed: Tensors whose statistics together give the range; sites that must have one scale name the same.
     """
 
     tensor: str
     spec: QuantSpec
     readers: tuple[tuple[str, int], ...] | None
     roles: tuple[Role, ...]
+    observed: tuple[str, ...]
 
 
 def sites(model: ir.Model, plan: PrecisionPlan) -> tuple[Site, ...]:
@@ -45,7 +50,7 @@ def sites(model: ir.Model, plan: PrecisionPlan) -> tuple[Site, ...]:
     entries = {n.node: n for n in plan.nodes}
     readers: dict[tuple[str, QuantSpec], list[tuple[str, int]]] = {}
     roles: dict[tuple[str, QuantSpec], list[Role]] = {}
-    whole: set[str] = set()
+    whole: set[tuple[str, QuantSpec]] = set()
     for node in model.graph:
         entry = entries.get(node.name or "")
         found = operands(node)
@@ -63,29 +68,41 @@ def sites(model: ir.Model, plan: PrecisionPlan) -> tuple[Site, ...]:
             key = (_output(node).name or "", form.activations)
             readers.setdefault(key, [])
             roles.setdefault(key, []).append(entry.role)
-            whole.add(key[0])
+            whole.add(key)
+    observed = _observed(model, dict.fromkeys(t for t, _ in readers), concat=plan.family != "cpu")
     return tuple(
-        Site(tensor=t, spec=s, readers=None if t in whole else tuple(r), roles=tuple(dict.fromkeys(roles[t, s])))
+        Site(
+            tensor=t,
+            spec=s,
+            readers=None if (t, s) in whole else tuple(r),
+            roles=tuple(dict.fromkeys(roles[t, s])),
+            observed=observed[t],
+        )
         for (t, s), r in readers.items()
     )
 
 
-def range_source(model: ir.Model, tensor: str, known: Iterable[str]) -> str:
-    """Return the tensor whose range ``tensor`` shares: itself, or the quantized one it is only a rearrangement of.
-
-    ONNX Runtime and TensorRT both move a pair across such operators only if both sides have one scale.
-    """
-    quantized = set(known)
-    values = {v.name: v for node in model.graph for v in node.outputs}
-    current = tensor
-    while (value := values.get(current)) is not None:
-        producer = value.producer()
-        if producer is None or producer.op_type not in COMMUTING or producer.inputs[0] is None:
-            break
-        current = producer.inputs[0].name or ""
-        if current in quantized:
-            tensor = current
-    return tensor
+def _observed(model: ir.Model, tensors: dict[str, None], *, concat: bool) -> dict[str, tuple[str, ...]]:
+    """Return for each quantized tensor those whose statistics give its range, in ``tensors``' order."""
+    one_scale = {name: {name} for name in tensors}
+    met: dict[ir.Value, set[str]] = {v: {v.name or ""} & tensors.keys() for v in model.graph.inputs}
+    same: dict[ir.Value, str] = {v: v.name or "" for v in model.graph.inputs if v.name in tensors}
+    copies: set[str] = set()
+    for node in model.graph:
+        moves = node.op_type in COMMUTING
+        read = node.inputs[:1] if moves else node.inputs if concat and node.op_type == "Concat" else ()
+        meeting = {name for value in read if value is not None for name in met.get(value, ())}
+        original = same.get(read[0]) if moves and read and read[0] is not None else None
+        for value in node.outputs:
+            name = value.name or ""
+            met[value] = {name} if name in tensors else meeting
+            if original is not None or name in tensors:
+                same[value] = original or name
+            if name in tensors:
+                copies |= {name} if original is not None else set()
+                joined = {name}.union(*(one_scale[other] for other in meeting))
+                one_scale |= dict.fromkeys(joined, joined)
+    return {name: tuple(t for t in tensors if t in one_scale[name] and t not in copies) for name in tensors}
 
 
 def _inputs(node: ir.Node, found: Operands, family: str) -> tuple[int, ...]:

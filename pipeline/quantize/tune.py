@@ -55,7 +55,9 @@ def tune(
     if not best or not feeds or len(methods) < 2:
         return best
     trials = _Trials(path, plan, best, feeds, mask, threads)
-    total = 1 + len(methods) + (len(groups) * (len(methods) - 1) if len(groups) > 1 else 0)
+    if not trials.outputs:
+        return best
+    total = 1 + len(methods) + (len(groups) * len(methods) if len(groups) > 1 else 0)
     done = 0
 
     def attempt(candidate: tuple[SiteRange, ...]) -> float:
@@ -124,8 +126,8 @@ class _Trials:
         scales: dict[str, Array] = {}
         for item in ranges:
             scale, zero_point = item.range.scale_zero_point(item.site.spec)
-            scale_name, zero_name, dtype = self.inputs[item.site.tensor, item.site.spec]
-            scales |= {scale_name: np.asarray(scale, np.float32), zero_name: np.asarray(zero_point, dtype)}
+            scale_name, scale_dtype, zero_name, dtype = self.inputs[item.site.tensor, item.site.spec]
+            scales |= {scale_name: np.asarray(scale, scale_dtype), zero_name: np.asarray(zero_point, dtype)}
         noise = np.zeros(len(self.outputs))
         signal = np.zeros(len(self.outputs))
         for feed, expected in zip(self.feeds, self.expected, strict=True):
@@ -144,13 +146,16 @@ class _Trials:
         return values
 
 
-def _to_inputs(graph: ir.Graph, pair: tuple[ir.Value, ir.Value]) -> tuple[str, str, np.dtype[np.generic]]:
-    names = []
+_Dtype = np.dtype[np.generic]
+
+
+def _to_inputs(graph: ir.Graph, pair: tuple[ir.Value, ir.Value]) -> tuple[str, _Dtype, str, _Dtype]:
+    """Turn the constants of a pair into graph inputs; return the name and dtype of the scale and of the zero point."""
+    found: list[tuple[str, _Dtype]] = []
     for value in pair:
         del graph.initializers[value.name or ""]
         value.const_value = None
         graph.inputs.append(value)
-        names.append(value.name or "")
-    dtype = pair[1].dtype
-    assert dtype is not None
-    return names[0], names[1], dtype.numpy()
+        assert value.dtype is not None
+        found.append((value.name or "", value.dtype.numpy()))
+    return *found[0], *found[1]

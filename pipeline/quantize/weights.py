@@ -7,8 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from pipeline import model as models
 from pipeline.errors import QuantizeError
 from pipeline.types import Array, QuantSpec
+
+_TINY = 1e-30
+_HALF_STEP = np.float32(127.5 / 127)
+"""A scale may be this much too small: the largest value then still rounds to the last step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +46,7 @@ def round_to_nearest(
         spec: Its format.
         axis: The output-channel axis; ``None`` for one scale.
         scale_dtype: ``float16`` rounds scales to FP16 first, so that weights are rounded with the scale that is stored.
-        min_scale: float32 ``[channels]``; smallest scale allowed for each channel.
+        min_scale: float32, the scale's shape; smallest one allowed, which a channel of zeros then gets.
 
     Raises:
         QuantizeError: The weight is not finite.
@@ -49,14 +54,12 @@ def round_to_nearest(
     source = value.const_value
     assert source is not None
     assert value.name is not None
-    scale = _scale(_absolute_maximum(source, axis, value.name), spec, scale_dtype)
-    if min_scale is not None:
-        scale = np.maximum(scale, min_scale).astype(np.float32)
+    scale = _scale(_absolute_maximum(source, axis, value.name), spec, scale_dtype, min_scale)
 
     def quantized() -> ir.TensorProtocol:
-        weight = source.numpy().astype(np.float32)
+        weight = models.read(source)
         divisor = scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-        np.divide(weight, divisor, out=weight)
+        weight = np.divide(weight, divisor, dtype=np.float32)
         np.rint(weight, out=weight)
         np.clip(weight, -spec.dtype.qmax, spec.dtype.qmax, out=weight)
         return ir.tensor(weight.astype(np.int8))
@@ -66,9 +69,9 @@ def round_to_nearest(
 
 
 def _absolute_maximum(source: ir.TensorProtocol, axis: int | None, name: str) -> Array:
-    weight = np.abs(source.numpy().astype(np.float32, copy=False))
+    weight = models.read(source)
     others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
-    amax = weight.max(axis=others, initial=0.0)
+    amax = np.maximum(weight.max(axis=others, initial=0.0), -weight.min(axis=others, initial=0.0))
     if not np.all(np.isfinite(amax)):
         raise QuantizeError(
             "A weight holds NaN or infinity.", where=name, fix="Check the trained weights; export them again."
@@ -76,9 +79,22 @@ def _absolute_maximum(source: ir.TensorProtocol, axis: int | None, name: str) ->
     return np.asarray(amax, dtype=np.float32)
 
 
-def _scale(amax: Array, spec: QuantSpec, scale_dtype: type[np.floating]) -> Array:
+def _scale(amax: Array, spec: QuantSpec, scale_dtype: type[np.floating], least: Array | None) -> Array:
     scale = (amax / np.float32(spec.dtype.qmax)).astype(np.float32)
-    # A channel of zeros needs some scale; and none may be so small that FP16 (or the division) loses it.
-    tiny = np.float32(np.finfo(scale_dtype).smallest_subnormal if scale_dtype is np.float16 else 1e-30)
-    scale = np.where(amax > 0, np.maximum(scale, tiny), np.float32(1.0))
-    return scale.astype(scale_dtype).astype(np.float32)
+    floor = np.maximum(np.float32(_TINY), np.float32(0) if least is None else least)
+    # A channel of zeros needs some scale; its bias, stored in that scale, must not be rounded away by it.
+    scale = np.where(amax > 0, np.maximum(scale, floor), np.where(floor > _TINY, floor, np.float32(1.0)))
+    return stored_scale(scale.astype(np.float32), scale_dtype)
+
+
+def stored_scale(scale: Array, dtype: type[np.floating]) -> Array:
+    """Return float32 scales as ``dtype`` will hold them: finite, above 0, and never so much smaller that values clip.
+
+    Among FP16's subnormals neighbours are far apart, and the nearest below would cut off up to half of the range.
+    """
+    if dtype is not np.float16:
+        return scale
+    limits = np.finfo(np.float16)
+    rounded = np.clip(scale, limits.smallest_subnormal, limits.max).astype(np.float16)
+    short = rounded.astype(np.float32) * _HALF_STEP < scale
+    return np.where(short, np.nextafter(rounded, limits.max), rounded).astype(np.float32)

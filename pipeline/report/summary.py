@@ -82,9 +82,9 @@ def _target(report: Report, headline: Headline) -> list[str]:
 
 
 def _gate(gate: Gate) -> str:
-    value = "" if gate.value is None else f"{number(gate.value)} "
+    value = "" if gate.value is None else f" with {number(gate.value)}"
     result = "FAILED" if gate.passed is False else NOT_MEASURED
-    return f"{gate.key} {gate.condition}: {value}{result}" + (f" ({gate.reason})" if gate.reason else "")
+    return f"{gate.key} {gate.condition}: {result}{value}" + (f" ({gate.reason})" if gate.reason else "")
 
 
 def _count(number_of: int, what: str) -> str:
@@ -106,6 +106,7 @@ def _files(report: Report, folder: Path) -> list[str]:
         if target.engine is not None
     ]
     if report.repository is not None:
-        lines.append(f"triton    {folder / report.repository}")
+        repository = folder / report.repository
+        lines.append(f"triton    {repository} (tritonserver --model-repository {repository.parent})")
     lines.append(f"report    {folder / 'report.html'}")
     return lines

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from calibrators.collector import CollectOptions, Statistics, collect
 from calibrators.data.checks import ModelKind, check_data
 from pipeline import model as models
-from pipeline.errors import DataError, RecipeError
+from pipeline.errors import RecipeError
 from pipeline.graph.prepare import Prepared
 from pipeline.graph.roles import find_roles
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.policy.planning import plan as make_plan
 from pipeline.quantize import ranges as range_files
 from pipeline.quantize.ranges import SiteRange, choose_ranges
 from pipeline.quantize.requests import requests
@@ -20,7 +22,8 @@ from pipeline.quantize.sites import sites
 from pipeline.quantize.tune import tune
 from pipeline.recipe import Method
 from pipeline.sources.export import Exported
-from pipeline.stages.run import MASK, STATISTICS, Reached, Run, step
+from pipeline.stages.run import STATISTICS, Reached, Run, step
+from pipeline.stages.shards import identity_file, merged, shard_file, write_identity
 from pipeline.types import CalibrationData, Feeds, TensorInfo
 
 TUNING_SAMPLES = 8
@@ -30,10 +33,10 @@ TUNING_SAMPLES = 8
 def calibrate(run: Run, exported: Exported, canonical: Prepared) -> Statistics | None:
     """Statistics of every tensor that any policy could quantize; ``None`` where nothing needs them."""
     model = models.load(canonical.path)
-    wanted = requests(model, find_roles(model), list(run.families))
-    static = run.recipe.policy.activations == "static" and any(f.endswith(("cpu", "int8")) for f in run.families)
-    data = run.open(run.recipe.calibration, exported, models.inputs(model))
-    if run.options.dry_run or not wanted or (data is None and not static):
+    inputs = models.inputs(model)
+    wanted = requests(model, find_roles(model), run.recipe.policy, list(run.families))
+    data = run.open(run.recipe.calibration, exported, inputs)
+    if run.options.dry_run or not wanted or (data is None and not _quantizes(run, model)):
         return None
     if data is None:
         raise RecipeError(
@@ -42,25 +45,24 @@ def calibrate(run: Run, exported: Exported, canonical: Prepared) -> Statistics |
             fix="Give --calibration DATA (100-500 samples for vision and encoders, 1,000-5,000 for LLMs), "
             "or for cpu only --policy.activations dynamic.",
         )
-    section = run.recipe.calibration
-    mask = MASK if section.ignore_padding and any(i.name == MASK for i in models.inputs(model)) else None
-    shard = run.options.shard
-    options = CollectOptions(
-        threads=run.recipe.threads,
-        memory_bytes=section.memory_mb << 20,
-        mask=mask,
-        shard=shard,
-        refuse_nonfinite=False,
-    )
-    out = STATISTICS if shard is None else f"calibration/shard-{shard[0]}-of-{shard[1]}.safetensors"
+    shard, mask = run.options.shard, run.mask(inputs)
+    identity = {
+        "model": [run.store.sha256(file) for file in models.files(canonical.path)],
+        "data": data.digest(),
+        "mask": mask,
+    }
+    requested = [[r.tensor, r.statistic, r.axis] for r in wanted]
+    out = STATISTICS if shard is None else shard_file(shard)
 
     def produce(work: Path) -> dict[str, Any]:
-        check_data(data, kind=_kind(exported, models.inputs(model)))
+        check_data(data, kind=_kind(exported, inputs))
         if run.options.merge:
-            found = Statistics.merge([Statistics.load(p) for p in _shards(run.options.merge)])
+            found = merged(run.options.merge, identity, wanted)
         else:
-            found = collect(canonical.path, wanted, data, options, run.progress)
+            found = collect(canonical.path, wanted, data, _options(run, mask), run.progress)
         found.save(work / out)
+        if shard is not None:
+            write_identity(work / identity_file(out), identity)
         return {
             "samples": found.samples,
             "seconds": found.seconds,
@@ -68,15 +70,10 @@ def calibrate(run: Run, exported: Exported, canonical: Prepared) -> Statistics |
             "peak_rss_bytes": found.peak_rss_bytes,
         }
 
-    inputs = {
-        "model": canonical.path,
-        "data": data.digest(),
-        "requests": [[r.tensor, r.statistic, r.axis] for r in wanted],
-        "mask": mask,
-        "shard": shard,
-    }
+    # A merge gives bit for bit what one run gives, so it is not part of the key.
     name = "calibrate" if shard is None else f"calibrate/shard-{shard[0]}-of-{shard[1]}"
-    result = run.stage(name, inputs, [out], produce)
+    outputs = [out] if shard is None else [out, identity_file(out)]
+    result = run.stage(name, {**identity, "requests": requested, "shard": shard}, outputs, produce)
     if shard is not None:
         raise Reached
     return Statistics.load(result.paths[out])
@@ -92,6 +89,8 @@ def ranges(
 ) -> dict[str, tuple[SiteRange, ...]]:
     """The range of every activation that a plan quantizes."""
     section = run.recipe.calibration
+    inputs = models.inputs(models.load(canonical.path))
+    data = run.open(section, exported, inputs)
     found: dict[str, tuple[SiteRange, ...]] = {}
     for name, made in plans.items():
         if made.dynamic or not made.quantized() or statistics is None:
@@ -103,25 +102,26 @@ def ranges(
             assert statistics is not None
             model = models.load(canonical.path)
             places = sites(model, made)
-            chosen = choose_ranges(model, places, statistics, section.method, percentile=section.percentile)
+            chosen = choose_ranges(places, statistics, section.method, percentile=section.percentile)
             if section.method is Method.AUTO:
-                data = run.open(section, exported, models.inputs(model))
-                feeds = _first(data, TUNING_SAMPLES)
-                mask = MASK if section.ignore_padding else None
+                feeds = _first(data, TUNING_SAMPLES, inputs)
                 chosen = tune(
                     canonical.path, made, chosen, feeds,
-                    mask=mask, threads=run.recipe.threads, progress=run.progress,
+                    mask=run.mask(inputs), threads=run.recipe.threads, progress=run.progress,
                 )  # fmt: skip
             (work / out).write_text(range_files.to_json(chosen), encoding="utf-8")
 
-        inputs = {
+        read = {
             "model": canonical.path,
             "plan": run.directory / f"variants/{name}/precision_plan.json",
             "statistics": run.directory / STATISTICS,
             "method": section.method,
             "percentile": section.percentile,
+            # Statistics do not depend on the samples' order, but the ones that `auto` tries out do.
+            "tuned_on": data.digest() if data is not None and section.method is Method.AUTO else None,
+            "mask": run.mask(inputs),
         }
-        result = run.stage(f"ranges/{name}", inputs, [out], produce)
+        result = run.stage(f"ranges/{name}", read, [out], produce)
         found[name] = range_files.from_json(result.paths[out].read_text(encoding="utf-8"))
     return found
 
@@ -132,31 +132,34 @@ def _kind(exported: Exported, inputs: tuple[TensorInfo, ...]) -> ModelKind:
     return ModelKind.VISION if any(len(i.shape) == 4 for i in inputs) else ModelKind.ENCODER
 
 
-def _first(data: CalibrationData | None, samples: int) -> list[Feeds]:
-    """Return the first batches that hold ``samples`` samples, the last one cut."""
+def _options(run: Run, mask: str | None) -> CollectOptions:
+    # What is not finite is counted, and refused only if a plan quantizes it.
+    memory_bytes = run.recipe.calibration.memory_mb << 20
+    return CollectOptions(
+        threads=run.recipe.threads,
+        memory_bytes=memory_bytes,
+        mask=mask,
+        shard=run.options.shard,
+        refuse_nonfinite=False,
+    )
+
+
+def _quantizes(run: Run, model: ir.Model) -> bool:
+    """Return whether any variant needs the range of an activation, and so calibration data."""
+    roles = find_roles(model)
+    plans = [make_plan(model, roles, run.recipe.policy, name) for name in run.families]
+    return any(sites(model, made) for made in plans if not made.dynamic)
+
+
+def _first(data: CalibrationData | None, samples: int, inputs: tuple[TensorInfo, ...]) -> list[Feeds]:
+    """Return the first batches that hold ``samples`` samples, the last one cut where the model takes any batch."""
+    fixed = any(not info.shape or isinstance(info.shape[0], int) for info in inputs)
     feeds: list[Feeds] = []
     left = samples
     for batch in data if data is not None else ():
-        size = len(next(iter(batch.values())))
-        feeds.append({k: v[:left] for k, v in batch.items()} if size > left else batch)
-        left -= size
+        size = next((len(v) for v in batch.values() if v.ndim), 1)
+        feeds.append({k: v[:left] for k, v in batch.items()} if size > left and not fixed else batch)
+        left -= max(size, 1)
         if left <= 0:
             break
     return feeds
-
-
-def _shards(places: tuple[Path, ...]) -> list[Path]:
-    files = sorted(
-        itertools.chain.from_iterable(
-            [p] if p.is_file() else sorted(p.glob("calibration/shard-*-of-*.safetensors")) for p in places
-        )
-    )
-    numbers = [f.stem.removeprefix("shard-").partition("-of-")[::2] for f in files]
-    totals = {n for _, n in numbers}
-    if len(totals) != 1 or sorted(int(i) for i, _ in numbers) != list(range(int(next(iter(totals))))):
-        raise DataError(
-            f"The shards are not complete: found {', '.join(f.name for f in files) or 'none'}.",
-            where="--merge",
-            fix="Give every build directory in which `calibrate --shard i/n` ran, each i from 0 to n-1 once.",
-        )
-    return files

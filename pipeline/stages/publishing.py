@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from pipeline import model as models
+from pipeline.errors import MissingError, PublishError
 from pipeline.notices import notice
 from pipeline.sources.export import Exported
 from pipeline.stages.engines import Engine
@@ -16,36 +18,61 @@ from pipeline.validation.thresholds import Verdict
 
 
 def publish(run: Run, exported: Exported, engines: tuple[Engine, ...], verdicts: dict[str, Verdict]) -> Path | None:
-    """A Triton repository with every built engine; ``None`` where a verdict forbids it or nothing was built."""
+    """A Triton repository with every built engine; ``None`` where a verdict forbids it or nothing was built.
+
+    Raises:
+        PublishError: The server would refuse the repository.
+        MissingError: The package that writes it is not installed, and publishing is what was asked for.
+    """
     if run.options.until == "validate":
         return None
-    statuses = {
-        e.target.name: str(verdicts[e.target.name].status) if e.target.name in verdicts else "not_measured"
-        for e in engines
-    }
-    refused = [n for n, s in statuses.items() if s == "failed" or (run.options.require_verdict and s != "passed")]
-    if refused:
-        notice(
-            "not-published",
-            f"Nothing was published: the verdict on {', '.join(refused)} is {statuses[refused[0]]}.",
-        )
-        return None
-    built = [e for e in engines if e.status == "built"]
-    if not built:
-        notice("not-published", "Nothing was published: no engine was built on this machine.")
-        return None
-    engine = built[0]
     name = run.recipe.triton.name or run.recipe.name
+    built = [e for e in engines if e.status == "built"]
+    reason = _refusal(run, engines, verdicts) or ("" if built else "no engine was built on this machine")
+    if reason:
+        notice("not-published", f"Nothing was published: {reason}.")
+        # What an earlier run published must not be taken for this build.
+        shutil.rmtree(run.directory / "triton" / name, ignore_errors=True)
+        return None
+    try:
+        return _repository(run, exported, built[0], name)
+    except MissingError as error:
+        if run.options.until == "publish":
+            raise
+        # Everything else is done and worth its report.
+        notice("not-published", f"Nothing was published: {error.what} {error.fix}", where=error.where)
+        return None
+
+
+def _refusal(run: Run, engines: tuple[Engine, ...], verdicts: dict[str, Verdict]) -> str:
+    """Return why the verdicts forbid publishing, empty if they do not."""
+    for engine in engines:
+        verdict = verdicts.get(engine.target.name)
+        status = "not_measured" if verdict is None else str(verdict.status)
+        if status == "failed" or (run.options.require_verdict and status != "passed"):
+            return f"the verdict on {engine.target.name} is {status}"
+    return ""
+
+
+def _repository(run: Run, exported: Exported, engine: Engine, name: str) -> Path:
     out = f"triton/{name}"
+    inputs = models.inputs(models.load(engine.path))
+    data = run.open(run.recipe.calibration, exported, inputs) or run.open(run.recipe.validate_, exported, inputs)
+    sample = {k: tuple(v.shape) for k, v in next(iter(data)).items()} if data is not None else None
 
     def produce(work: Path) -> None:
-        inputs = models.inputs(models.load(engine.path))
-        data = run.open(run.recipe.calibration, exported, inputs) or run.open(run.recipe.validate_, exported, inputs)
-        sample = {k: tuple(v.shape) for k, v in next(iter(data)).items()} if data is not None else None
         served = onnx_model(engine.path, name=name, threads=run.recipe.threads, sample=sample)
         write_repository(work / "triton", model=served, config=run.recipe.triton)
         for problem in check_repository(work / "triton"):
+            if problem.severity == "error":
+                raise PublishError(problem.message, where=problem.where, fix=problem.fix)
             notice(problem.rule, problem.message, where=problem.where)
 
-    key = {"engine": engine.path, "triton": run.recipe.triton.model_dump(mode="json"), "name": name}
+    key = {
+        "engine": engine.path,
+        "triton": run.recipe.triton.model_dump(mode="json"),
+        "name": name,
+        "sample": {k: list(shape) for k, shape in sample.items()} if sample else None,
+        "threads": run.recipe.threads,
+    }
     return run.stage("publish", key, [out], produce).paths[out]

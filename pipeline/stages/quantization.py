@@ -13,6 +13,8 @@ from pipeline.notices import notice
 from pipeline.policy.extents import extents
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import plan as make_plan
+from pipeline.policy.remarks import remark
+from pipeline.policy.rules import candidates
 from pipeline.policy.sizes import expected_bytes
 from pipeline.quantize.costs import read_costs
 from pipeline.quantize.quantize import quantize as write_variant
@@ -27,19 +29,18 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
     for name in run.families:
         out = f"variants/{name}/precision_plan.json"
         half = name.startswith("gpu")
+        costs_file = run.recipe.costs if name == "cpu" else None
         if half and statistics is None and not run.options.dry_run:
             notice("fp16-unchecked", "Without calibration data nothing says which tensors FP16 cannot hold.")
 
-        def produce(work: Path, name: str = name, out: str = out, half: bool = half) -> dict[str, Any]:
+        def produce(
+            work: Path, name: str = name, out: str = out, half: bool = half, costs_file: Path | None = costs_file
+        ) -> dict[str, Any]:
             model = models.load(canonical.path)
-            made = make_plan(
-                model,
-                find_roles(model),
-                run.recipe.policy,
-                name,
-                costs=read_costs(run.recipe.costs),
-                extents=extents(statistics) if half and statistics is not None else None,
-            )
+            roles, policy, costs = find_roles(model), run.recipe.policy, read_costs(costs_file)
+            largest = extents(statistics) if half and statistics is not None else None
+            made = make_plan(model, roles, policy, name, costs=costs, extents=largest)
+            remark(made, candidates(model, roles), policy, costs)
             (work / out).write_text(made.to_json(), encoding="utf-8")
             return {
                 "counts": made.counts(),
@@ -51,7 +52,7 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
             "model": canonical.path,
             "policy": run.recipe.policy.model_dump(mode="json"),
             "family": name,
-            "costs": run.recipe.costs,
+            "costs": costs_file,
             "statistics": run.directory / STATISTICS if half and statistics is not None else None,
         }
         result = run.stage(f"plan/{name}", inputs, [out], produce)

@@ -12,7 +12,7 @@ from engines.compiled_layers import CompiledLayers
 from pipeline import model as models
 from pipeline.report import contract
 from pipeline.report.html import write_html
-from pipeline.report.manifest import MANIFEST, make_manifest, write_manifest
+from pipeline.report.manifest import MANIFEST, make_manifest, output_files, write_manifest
 from pipeline.report.measured import Validation, nothing_measured
 from pipeline.report.versions import versions
 from pipeline.stages.engines import Engine
@@ -38,9 +38,14 @@ def write_reports(run: Run, made: Variants, outcome: Outcome) -> contract.Report
     for engine in outcome.engines:
         if engine.status == "built":
             _write_engine_manifest(run, engine)
-    write_manifest(
-        make_manifest(directory, recipe=run.recipe, inputs=_inputs(run, made), hash_file=run.store.sha256), directory
+    manifest = make_manifest(
+        directory,
+        recipe=run.recipe,
+        inputs=_inputs(run, made),
+        outputs=_outputs(run),
+        hash_file=run.store.sha256,
     )
+    write_manifest(manifest, directory)
     report = contract.Report(
         name=run.recipe.name,
         versions=versions(),
@@ -58,6 +63,13 @@ def write_reports(run: Run, made: Variants, outcome: Outcome) -> contract.Report
     contract.write_json(report, directory / "report.json")
     write_html(report, directory / "report.html")
     return report
+
+
+def _outputs(run: Run) -> list[Path]:
+    """Return the files that this run made or kept; what a build with another recipe left behind is not its own."""
+    places = {place for result in run.results for place in result.paths.values()}
+    places |= {place.with_name(f"{place.name}.data") for place in places if place.suffix == ".onnx"}
+    return [f for f in output_files(run.directory) if any(place == f or place in f.parents for place in places)]
 
 
 def _inputs(run: Run, made: Variants) -> dict[str, Path]:

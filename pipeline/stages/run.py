@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from calibrators.data.open import open_data
+from calibrators.data.open import check_place, open_data
 from calibrators.data.spec import DataSpec
 from engines.target import Target, check_precision
 from engines.target import target as find_target
@@ -99,7 +99,8 @@ class Run:
     """One run over the stages of a recipe.
 
     Args:
-        recipe: What is asked for; a precision that one of its targets lacks or a gate on no measurement is refused here.
+        recipe: What is asked for; a precision that one of its targets lacks, a gate on no measurement or data that is
+            not there is refused here.
         directory: The build directory.
         options: How to run.
         progress: Told how far each long stage is.
@@ -113,9 +114,13 @@ class Run:
         self.store = Store(directory, force=options.force, from_stage=options.from_stage)
         self.results: list[StageResult] = []
         self.notices: list[Notice] = []
+        self._opened: dict[tuple[object, ...], CalibrationData] = {}
         self.targets = {t.name: t for t in map(find_target, recipe.targets)}
         self.families = self._families()
         parse_gates(recipe.validate_.gates)
+        for section in (recipe.calibration, recipe.validate_):
+            if section.data is not None:
+                check_place(section.data)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -133,11 +138,25 @@ class Run:
         return next((r.facts for r in self.results if r.name == name), {})
 
     def open(self, section: Data, exported: Exported, inputs: tuple[TensorInfo, ...]) -> CalibrationData | None:
-        """Return the samples that a section of the recipe names, checked against the model's inputs; ``None`` without."""
+        """Return the samples that a section of the recipe names, checked against the model's inputs; ``None`` without.
+
+        Opening may mean tokenizing a whole corpus, so each section is opened once in a run.
+        """
         if section.data is None:
             return None
+        key = (type(section).__name__, exported.folder, inputs)
+        if key not in self._opened:
+            self._opened[key] = self._open(section, exported, inputs)
+        return self._opened[key]
+
+    def mask(self, inputs: tuple[TensorInfo, ...]) -> str | None:
+        """Return the input that is 0 at padding, if there is one and calibration leaves padding out."""
+        known = any(info.name == MASK for info in inputs)
+        return MASK if known and self.recipe.calibration.ignore_padding else None
+
+    def _open(self, section: Data, exported: Exported, inputs: tuple[TensorInfo, ...]) -> CalibrationData:
         spec = DataSpec(
-            data=section.data,
+            data=section.data or "",
             template=section.template,
             tokenizer=section.tokenizer or exported.folder,
             max_length=section.max_length,
@@ -165,5 +184,5 @@ class Run:
             for precision in (*asked, *rules):
                 if not (device.compute_capability is None and precision is Precision.FP16):
                     check_precision(device, precision)
-            families.setdefault(family(device, preset), []).append(device)
+            families.setdefault(family(device, self.recipe.policy), []).append(device)
         return families

@@ -13,7 +13,7 @@ from pipeline.quantize.ranges import SiteRange
 from pipeline.recipe import Validation
 from pipeline.sources.export import Exported
 from pipeline.stages.engines import Engine
-from pipeline.stages.run import MASK, STATISTICS, Run
+from pipeline.stages.run import STATISTICS, Run
 from pipeline.stages.variants import Variants
 from pipeline.types import CalibrationData, Range, TensorInfo
 from pipeline.validation.latency import LatencyOptions
@@ -28,46 +28,53 @@ from pipeline.validation.validate import validate as measure
 
 def validate(run: Run, made: Variants, engines: tuple[Engine, ...]) -> dict[str, Measurements]:
     """What every target costs in accuracy and gains in speed, on held-out data; empty without such data."""
-    exported, canonical = made.exported, made.canonical
-    section = run.recipe.validate_
-    inputs = models.inputs(models.load(canonical.path))
-    data = run.open(section, exported, inputs)
+    inputs = models.inputs(models.load(made.canonical.path))
+    data = run.open(run.recipe.validate_, made.exported, inputs)
     if data is None:
         notice("not-validated", "No held-out data was given (--validate DATA), so nothing was measured.")
         return {}
-    measured = {}
+    measured: dict[str, Measurements] = {}
     for engine in engines:
         # Targets that are simulated run the same graph, so it is measured once for all of them.
-        built = engine.status == "built"
-        name = engine.target.name if built else engine.family
-        out = f"engines/{name}/measurements.json" if built else f"variants/{name}/measurements.json"
+        name = engine.target.name if engine.status == "built" else engine.family
+        if name not in measured:
+            measured[name] = _measured(run, made, engine, data, inputs)
+    return {e.target.name: measured[e.target.name if e.status == "built" else e.family] for e in engines}
 
-        def produce(work: Path, engine: Engine = engine, out: str = out) -> None:
-            _check_heldout(run, made, data, made.ranges[engine.family], inputs)
-            nodes = tuple(n.node for n in made.plans[engine.family].quantized())
-            options = ValidateOptions(
-                mode=Mode.MEASURED if engine.status == "built" else Mode.SIMULATED,
-                threads=run.recipe.threads,
-                task=open_task(_with_tokenizer(section, exported), inputs),
-                latency=LatencyOptions(batches=section.latency_batches) if section.latency else None,
-                layers=LayerOptions(nodes=nodes) if section.per_layer else None,
-            )
-            found = measure(canonical.path, engine.path, data, options=options, progress=run.progress)
-            (work / out).write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
 
-        key = {
-            "fp32": canonical.path,
-            "engine": engine.path,
-            "status": engine.status,
-            "data": data.digest(),
-            "labels": Path(section.labels) if section.labels else None,
-            "section": section.model_dump(mode="json", exclude={"gates"}),
-            "threads": run.recipe.threads,
-        }
-        result = run.stage(f"validate/{name}", key, [out], produce)
-        text = result.paths[out].read_text(encoding="utf-8")
-        measured[engine.target.name] = Measurements.from_dict(json.loads(text), where=str(result.paths[out]))
-    return measured
+def _measured(
+    run: Run, made: Variants, engine: Engine, data: CalibrationData, inputs: tuple[TensorInfo, ...]
+) -> Measurements:
+    """Return what one engine, or one variant that stands in for several, costs and gains."""
+    section, fp32 = run.recipe.validate_, made.canonical.path
+    built = engine.status == "built"
+    name = engine.target.name if built else engine.family
+    out = f"engines/{name}/measurements.json" if built else f"variants/{name}/measurements.json"
+
+    def produce(work: Path) -> None:
+        _check_heldout(run, made, data, made.ranges[engine.family], inputs)
+        nodes = tuple(n.node for n in made.plans[engine.family].quantized())
+        options = ValidateOptions(
+            mode=Mode.MEASURED if built else Mode.SIMULATED,
+            threads=run.recipe.threads,
+            task=open_task(_with_tokenizer(section, made.exported), inputs),
+            latency=LatencyOptions(batches=section.latency_batches) if section.latency else None,
+            layers=LayerOptions(nodes=nodes) if section.per_layer else None,
+        )
+        found = measure(fp32, engine.path, data, options=options, progress=run.progress)
+        (work / out).write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    key = {
+        "fp32": fp32,
+        "engine": engine.path,
+        "status": engine.status,
+        "data": data.digest(),
+        "labels": Path(section.labels) if section.labels else None,
+        "section": section.model_dump(mode="json", exclude={"gates"}),
+        "threads": run.recipe.threads,
+    }
+    path = run.stage(f"validate/{name}", key, [out], produce).paths[out]
+    return Measurements.from_dict(json.loads(path.read_text(encoding="utf-8")), where=str(path))
 
 
 def judge(run: Run, measured: dict[str, Measurements]) -> dict[str, Verdict]:
@@ -89,8 +96,7 @@ def _check_heldout(
     overlap(used, data)
     seen = Statistics.load(run.directory / STATISTICS)
     tensors = [t for t in dict.fromkeys(r.site.tensor for r in ranges) if t in seen]
-    mask = MASK if run.recipe.calibration.ignore_padding and any(i.name == MASK for i in inputs) else None
-    options = CollectOptions(threads=run.recipe.threads, mask=mask, refuse_nonfinite=False)
+    options = CollectOptions(threads=run.recipe.threads, mask=run.mask(inputs), refuse_nonfinite=False)
     wanted = [r for r in seen.requests if r.tensor in tensors]
     found = collect(made.canonical.path, wanted, data, options)
     beyond_range(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,10 @@ def _import(name: str, *, trusted: bool) -> Metric:
             fix="If you trust it, set trust_data: true (--trust-data).",
         )
     module, _, attribute = name.partition(":")
+    folder = str(Path.cwd())  # not on the path by itself: only code that the user trusts is looked for there
     try:
+        if folder not in sys.path and "" not in sys.path:
+            sys.path.insert(0, folder)
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)

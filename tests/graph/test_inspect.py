@@ -79,7 +79,7 @@ def test_names_with_brackets_are_no_markup() -> None:
         inputs=((None, "batch", 2), None),
     )
     assert "layer[0][bold]x" in _text([row], verbose=False)
-    assert "?xbatchx2" in _text([row], verbose=False)
+    assert "?×batch×2" in _text([row], verbose=False)
 
 
 def test_rows_are_json(rows: list[Row]) -> None:

@@ -1,0 +1,82 @@
+"""What a user should know about a precision plan: rules that did nothing, and precisions that follow others."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from pipeline.notices import notice
+from pipeline.policy.plan import PrecisionPlan
+from pipeline.policy.planning import SHARED
+from pipeline.policy.rules import Candidate, conditions
+from pipeline.recipe import PolicyConfig, RuleConfig
+
+
+def remark(
+    plan: PrecisionPlan,
+    found: tuple[Candidate, ...],
+    policy: PolicyConfig,
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Give a notice for every rule without effect and for query, key and value that had to agree.
+
+    Args:
+        plan: What was planned.
+        found: The graph's nodes, from :func:`pipeline.policy.rules.candidates`.
+        policy: The recipe's rules.
+        costs: The measured costs that planning read.
+    """
+    for index, config in enumerate(policy.rules):
+        _remark_rule(plan, found, config, where=f"policy.rules[{index}]")
+    for entry in plan:
+        if entry.rule.startswith(SHARED):
+            notice(
+                "qkv-shared",
+                f"Query, key and value share one GEMM, so all three compute in {entry.precision}",
+                where=f"{entry.node} {entry.rule}",
+            )
+    if costs and not {c.name for c in found} & set(costs):
+        notice(
+            "costs-unused", "The node costs name no node of this model; they were measured on another.", where="costs"
+        )
+
+
+def _remark_rule(plan: PrecisionPlan, found: tuple[Candidate, ...], config: RuleConfig, where: str) -> None:
+    matched = [c for c in found if all(conditions(config, c).values())]
+    if not matched:
+        notice("rule-unmatched", f"The rule {config} matches no node: {_unmet(found, config)}", where=where)
+    elif config.precision.quantized:
+        refused = {e.node: e.rule for e in plan if e.rule.startswith("not quantizable")}
+        if all(c.name in refused for c in matched):
+            notice(
+                "rule-not-quantizable",
+                f"The rule {config} matches {len(matched)} nodes, none of which can be quantized; "
+                f"{matched[0].name} is {refused[matched[0].name]}",
+                where=where,
+            )
+
+
+def _unmet(found: tuple[Candidate, ...], config: RuleConfig) -> str:
+    """Return which condition no node meets, with the nearest thing that exists."""
+    stated = [conditions(config, c) for c in found]
+    for condition in ("role", "op_type", "name"):
+        if not any(met.get(condition, True) for met in stated):
+            existing = {
+                "role": {str(c.role.role) for c in found},
+                "op_type": {c.node.op_type for c in found},
+                "name": {c.name for c in found},
+            }[condition]
+            near = _nearest(str(getattr(config, condition)), sorted(existing))
+            return f"the model has no such {condition.replace('_', ' ')}; the nearest is {near}."
+    return "each of its conditions is met by some node, but no node meets them all."
+
+
+def _nearest(wanted: str, existing: Iterable[str]) -> str:
+    """Return what shares the longest piece with ``wanted``, whose wildcards count for nothing."""
+    literal = max(wanted.replace("?", "*").split("*"), key=len)
+
+    def likeness(name: str) -> tuple[int, float]:
+        matcher = difflib.SequenceMatcher(None, name, literal, autojunk=False)
+        return matcher.find_longest_match().size, matcher.quick_ratio()
+
+    return max(existing, key=likeness, default="none at all")
