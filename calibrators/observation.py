@@ -33,10 +33,14 @@ class Observer:
         from pipeline.session import session  # onnxruntime: a quarter of a second
 
         self.tensors = tuple(tensors)
+        self._path = graph.path
         self.seconds = 0.0
         self._session = None
         if tensors:
-            self._session = session(expose(graph, tensors), threads=threads, folder=graph.path.parent)
+            try:
+                self._session = session(expose(graph, tensors), threads=threads, folder=graph.path.parent)
+            except EngineError as error:
+                raise EngineError(error.what, where=str(graph.path), fix=error.fix) from error
         for output in self._session.get_outputs() if self._session else ():
             if output.name in tensors and output.type not in _FLOAT_TYPES:
                 raise not_float(output.name, output.type)
@@ -85,7 +89,10 @@ class Observer:
             return {}  # no tensors
         from pipeline.session import run
 
-        return dict(zip(self.tensors, run(self._session, list(self.tensors), feeds), strict=True))
+        try:
+            return dict(zip(self.tensors, run(self._session, list(self.tensors), feeds), strict=True))
+        except EngineError as error:
+            raise EngineError(error.what, where=str(self._path), fix=error.fix) from error
 
 
 def groups_that_fit(observer: Observer, batch: Feeds, memory_bytes: int) -> list[list[str]]:

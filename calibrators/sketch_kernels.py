@@ -109,12 +109,15 @@ def drain(lanes: U64) -> tuple[I64, I64, I64]:
             lows[0] = np.int64(first & sums) + np.int64(second & sums)
             lows[0] -= np.int64(minus & sums) + np.int64(minus_too & sums)
             found = 1
-        elif (first | second) != 0 and one & 0x7FFF and one & 0x7F80 != 0x7F80:
+        if (first | second) == 0:
+            continue  # and never write here: untouched pages of the counters take no memory
+        lanes[0, one] = lanes[1, one] = 0
+        if one & 0x7FFF and one & 0x7F80 != 0x7F80:
             bins[found] = one
             counts[found] = np.int64(first >> _40) + np.int64(second >> _40)
             lows[found] = np.int64(first & sums) + np.int64(second & sums)
             found += 1
-    lanes[:] = 0
+    lanes[0, 0x8000] = lanes[1, 0x8000] = 0
     return bins[:found].copy(), counts[:found].copy(), lows[:found].copy()
 
 

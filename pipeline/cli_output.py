@@ -45,6 +45,9 @@ _TITLES = {
 _REPORT_SECONDS = 20.0
 """Where there is no terminal, a stage that goes on longer says so this often."""
 
+_EVEN_STEPS = 8
+"""A stage of fewer steps than this has uneven ones, which say nothing about the time left."""
+
 
 class _Bars:
     """Shows each stage as a bar with its remaining time; where there is no terminal, lines for a log.
@@ -68,7 +71,8 @@ class _Bars:
             self._finished.discard(stage)
             if not self._terminal and done and now - self._said >= _REPORT_SECONDS:
                 left = (now - self._began) / done * (total - done)
-                self._say(f"{title}: {done} of {total}, about {left:.0f} s left", now)
+                guess = f", about {left:.0f} s left" if total >= _EVEN_STEPS else ""
+                self._say(f"{title}: {done} of {total}{guess}", now)
         elif stage not in self._finished:
             self._finished.add(stage)
             if not self._terminal:

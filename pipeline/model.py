@@ -7,6 +7,7 @@ writes them one at a time, so memory follows the largest tensor and not the mode
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import shutil
@@ -20,8 +21,13 @@ import onnx_ir as ir
 from pipeline.errors import ModelError, StoreError
 from pipeline.types import Array, TensorInfo
 
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of while it reads a model is an error below
+
 EXTERNAL_DATA_THRESHOLD_BYTES = 1024
 """Initializers at least this large go to ``<name>.onnx.data``; smaller ones stay readable in the protobuf."""
+
+LFS_POINTER = b"version https://git-lfs"
+"""How the small text file begins that stands for a large one in a clone without Git LFS."""
 
 CHUNK_BYTES = 16 << 20
 """Large tensors are streamed in pieces of this size."""
@@ -41,7 +47,7 @@ def load(path: Path) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:  # what a malformed protobuf raises here is open-ended: KeyError, IndexError, …
         raise ModelError(
-            f"The file is no valid ONNX model: {_first_line(error)}",
+            f"The file is no valid ONNX model: {_first_line(_root(error))}",
             where=str(path),
             fix="Export it again and run `onnx.checker.check_model` on it.",
         ) from error
@@ -133,6 +139,12 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise ModelError(
             f"The model cannot be read: {error.strerror or error}.", where=str(path), fix="Check the path."
         ) from error
+    if not data:
+        raise ModelError("The file is empty.", where=str(path), fix="Copy or export it again.")
+    if data.startswith(LFS_POINTER):
+        raise ModelError(
+            "The file is a Git LFS pointer, not the model itself.", where=str(path), fix="Fetch it with `git lfs pull`."
+        )
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
@@ -309,6 +321,13 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
         raise ModelError("External data may not be a symbolic link.", where=where, fix="Replace the link by the file.")
     if not target.is_file():
         raise ModelError("External data is missing.", where=where, fix=f"Put {name} beside the model.")
+    with target.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ModelError(
+                "External data is a Git LFS pointer, not the data itself.",
+                where=where,
+                fix="Fetch it with `git lfs pull`.",
+            )
     if target.stat().st_nlink > 1:
         raise ModelError(
             "External data has several hard links, which could hide a file from outside.",
@@ -330,6 +349,13 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
             where=where,
             fix="Copy it again; it may be truncated.",
         )
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return the first cause: what onnx_ir raises in the end names only the graph."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _first_line(error: BaseException) -> str:

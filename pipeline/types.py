@@ -73,7 +73,7 @@ class Range:
         """Return ``(scale, zero_point)`` of the affine map ``real = scale * (quantized - zero_point)``.
 
         The range is first widened to hold 0, so that zero (padding, ReLU) stays exact. Symmetric INT8 uses
-        ``amax / 127`` (UINT8 the same about 128), symmetric FP8 ``amax / 448``; an all-zero range gets scale 1.
+        ``amax / 127`` (UINT8 too, about zero point 128) (UINT8 the same about 128), symmetric FP8 ``amax / 448``; an all-zero range gets scale 1.
         The scale is rounded to float32, the zero point computed from the rounded scale.
         """
         low, high = min(self.min, 0.0), max(self.max, 0.0)

@@ -117,6 +117,13 @@ class Fit:
             DataError: The type cannot be converted safely, or rank or a fixed dimension differs.
         """
         if not convertible(dtype, info.dtype):
+            if dtype.kind == "V":
+                raise DataError(
+                    f"{info.name!r} has no type that numpy knows ({dtype}): numpy files cannot hold bfloat16 or float8; "
+                    f"the model takes {info.dtype}.",
+                    where=where,
+                    fix="Export the model with float32 or float16 inputs and save the array in that type.",
+                )
             raise DataError(
                 f"{info.name!r} is {dtype}; the model takes {info.dtype}.",
                 where=where,
@@ -153,9 +160,12 @@ def shown(shape: Sequence[int | str | None]) -> str:
 
 
 def convertible(have: np.dtype[Any], want: np.dtype[Any]) -> bool:
-    """Return whether values convert safely: same type, int32 and int64 both ways, float64 to float32."""
+    """Return whether values convert safely: same type, int32 and int64 both ways, float64 to float32, text to text."""
     native = have.newbyteorder("=")
-    return native == want or {native, want} <= _INTEGERS or (native == np.float64 and want == np.float32)
+    if native == want or {native, want} <= _INTEGERS:
+        return True
+    text = native.kind == "U" and want.kind == "O"  # ONNX Runtime takes both for a string input
+    return text or (native == np.float64 and want == np.float32)
 
 
 def convert(array: Array, info: TensorInfo, where: str) -> Array:
@@ -164,7 +174,7 @@ def convert(array: Array, info: TensorInfo, where: str) -> Array:
     Raises:
         DataError: A value does not fit the narrower type.
     """
-    if array.dtype == info.dtype:
+    if array.dtype == info.dtype or array.dtype.kind == "U":
         return array
     with np.errstate(over="ignore"):
         result = array.astype(info.dtype)

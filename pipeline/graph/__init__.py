@@ -1,1 +1,1 @@
-"""."""
+"""The canonical graph and what its nodes are for."""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import EngineError, ModelError
+from pipeline.graph.passes.convert_opset import least_ir_version
 from pipeline.graph.sample import samples
 from pipeline.notices import notice
+from pipeline.model import read_proto
 from pipeline.session import run, session
 from pipeline.types import Feeds, TensorInfo
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 TOLERANCE = 1e-4
 """Largest max|canonical - source| / max|source| per output."""
@@ -50,7 +55,7 @@ def _reference(
     source: Path, inputs: Sequence[TensorInfo], sample: Feeds | None
 ) -> tuple[list[str], Feeds, list[Any]] | None:
     try:
-        live = session(source, optimize=False)
+        live = _session(source)
     except EngineError as error:
         _not_compared(f"the source does not load: {error.what}", source)
         return None
@@ -68,6 +73,19 @@ def _reference(
             reason = error.what
     _not_compared(f"no generated input runs: {reason}", source)
     return None
+
+
+def _session(source: Path) -> ort.InferenceSession:
+    """Return a session of the source; if only its label is too new for ONNX Runtime, of a copy with an older one."""
+    try:
+        return session(source, optimize=False)
+    except EngineError as error:
+        if "IR version" not in error.what:
+            raise
+        proto = read_proto(source)
+        version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+        proto.ir_version = min(proto.ir_version, least_ir_version(version))
+        return session(proto.SerializeToString(), optimize=False, folder=source.parent)
 
 
 def _not_compared(reason: str, source: Path) -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx import checker
 
 from pipeline import model as files
-from pipeline.errors import ModelError, PipelineError
+from pipeline.errors import ModelError, PipelineError, StoreError
 from pipeline.graph.compare import compare
 from pipeline.graph.passes.check_weights import CheckWeights
 from pipeline.graph.passes.convert_opset import ConvertOpset, opset
@@ -103,8 +103,10 @@ def prepare(
         random = any(node.domain == "" and is_random(node) for node in all_nodes(model))
         changes = canonicalize(model, strip_quantization=strip_quantization, progress=progress)
         files.save(model, out, progress=lambda done, total: progress("write", done, total))
-    except PipelineError:
-        raise
+    except PipelineError as error:
+        if str(onnx) in error.where or isinstance(error, StoreError):
+            raise
+        raise type(error)(error.what, where=f"{onnx}: {error.where}".removesuffix(": "), fix=error.fix) from error
     except Exception as error:
         _blame_the_model(onnx, error)  # a malformed model can fail a pass anywhere; on a valid one it is a defect
         raise

@@ -1,1 +1,1 @@
-"""."""
+"""Rules, presets and the precision plan."""

@@ -1,1 +1,1 @@
-"""."""
+"""Q/DQ insertion, FP16 casting, ranges and weights."""

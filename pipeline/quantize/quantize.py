@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import model as models
+from pipeline.errors import EngineError
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.dynamic import insert_dynamic
@@ -51,6 +52,7 @@ def quantize(
 
     Raises:
         QuantizeError: A weight is not finite.
+        EngineError: ONNX Runtime cannot run the model, quantized or not.
         StoreError: The variant cannot be written.
     """
     model = models.load(canonical)
@@ -69,7 +71,7 @@ def quantize(
                     value.shape = None
                     value.type = None
     models.save(model, out, progress=lambda done, total: progress("quantize", done, total))
-    found = fusion(out, plan) if plan.family == "cpu" else None
+    found = _fusion(out, plan, canonical) if plan.family == "cpu" else None
     if found is not None and found.unfused:
         notice(
             "not-fused",
@@ -78,3 +80,10 @@ def quantize(
             where=", ".join(found.unfused[:3]),
         )
     return Quantized(path=out, bytes=models.size_bytes(out), fusion=found)
+
+
+def _fusion(variant: Path, plan: PrecisionPlan, canonical: Path) -> Fusion:
+    try:
+        return fusion(variant, plan)
+    except EngineError as error:  # the variant is still in a folder that goes when this fails
+        raise EngineError(error.what, where=str(canonical), fix=error.fix) from error

@@ -117,7 +117,7 @@ def _observed(statistics: Statistics, tensor: str) -> Sketch:
         raise QuantizeError(
             f"A tensor that the precision plan quantizes held NaN or infinity {found.nonfinite} times on the calibration "
             "data, so it has no range.",
-            where=tensor,
+            where=f"tensor {tensor}",
             fix="Check the calibration data, or keep the nodes that read it in high precision with a rule "
             "(`python -m pipeline inspect` names them).",
         )

@@ -4,8 +4,8 @@
 skip branch, because the other one is fused into the convolution that makes it.
 
 ``cpu`` (ONNX Runtime): MatMul becomes ``MatMulIntegerToFloat`` from its input pair alone. ``QLinearConv`` and
-``QLinearAdd`` exist only with a quantized output, so there the output gets a pair too, behind a Relu or Clip that is
-its only reader (the kernel saturates for free), and everything reads the pair.
+``QLinearAdd`` exist only with a quantized output, so there the output gets a pair too, behind a Relu or Clip at 0 that is its only
+reader (the kernel saturates for free), and everything reads the pair.
 
 A tensor that only rearranges another one has that one's range, because both runtimes move a pair across such
 operators only if both sides have one scale. TensorRT moves it across Concat too if all inputs have one scale; ONNX
@@ -119,7 +119,14 @@ def _made_by_convolution_alone(value: ir.Value | None) -> bool:
 
 def _output(node: ir.Node) -> ir.Value:
     value = node.outputs[0]
-    uses = value.uses()
-    if len(uses) == 1 and not value.is_graph_output() and next(iter(uses))[0].op_type in ("Relu", "Clip"):
-        return next(iter(uses))[0].outputs[0]
-    return value
+    readers = [reader for reader, _ in value.uses()]
+    alone = len(readers) == 1 and not value.is_graph_output()
+    return readers[0].outputs[0] if alone and _saturates_at_zero(readers[0]) else value
+
+
+def _saturates_at_zero(node: ir.Node) -> bool:
+    """Whether uint8 with the zero point 0 does what the node does: any other bound falls between two steps."""
+    if node.op_type != "Clip":
+        return node.op_type == "Relu"
+    low = node.inputs[1] if len(node.inputs) > 1 else None
+    return low is not None and low.const_value is not None and float(low.const_value.numpy()) == 0.0

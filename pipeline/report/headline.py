@@ -119,7 +119,7 @@ def _accuracy(validation: Validation) -> list[str]:
     task = validation.task
     if task is not None:
         lines += [
-            f"{task.name} {metric}: {number(value)}, FP32 {number(task.fp32.get(metric))}"
+            f"{metric if metric == task.name else f'{task.name} {metric}'}: {number(value)}, FP32 {number(task.fp32.get(metric))}"
             for metric, value in task.engine.items()
         ]
     return lines

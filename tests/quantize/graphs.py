@@ -10,8 +10,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def save(path: Path, nodes, inputs, outputs, weights) -> Path:
-    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs]
-    outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs]
+    """Write a model of (name, shape) inputs and outputs, float32 but for names that start with ``ids`` (int64)."""
+
+    def info(name: str, shape) -> onnx.ValueInfoProto:
+        kind = TensorProto.INT64 if name.startswith("ids") else TensorProto.FLOAT
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    infos = [info(n, s) for n, s in inputs]
+    outs = [info(n, s) for n, s in outputs]
     initializers = [numpy_helper.from_array(v, k) for k, v in weights.items()]
     graph = helper.make_graph(nodes, "g", infos, outs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)

@@ -37,7 +37,9 @@ def plan_for(path: Path, family: str, quantized: set[str], **options) -> Precisi
 
 def ranges_for(path: Path, plan: PrecisionPlan, known: dict[str, tuple[float, float]]) -> list[SiteRange]:
     found = sites(models.load(path), plan)
-    return [SiteRange(site=s, method="test", range=Range(min=known[s.tensor][0], max=known[s.tensor][1])) for s in found]
+    return [
+        SiteRange(site=s, method="test", range=Range(min=known[s.tensor][0], max=known[s.tensor][1])) for s in found
+    ]
 
 
 def run(path: Path, x: np.ndarray, *, optimize: bool = False) -> np.ndarray:

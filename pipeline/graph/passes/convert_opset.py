@@ -8,6 +8,7 @@ opset-11 Softmax then computes something else.)
 from __future__ import annotations
 
 import onnx
+import onnx.helper
 import onnx.version_converter
 import onnx_ir as ir
 
@@ -39,8 +40,14 @@ class ConvertOpset(GraphPass):
             _convert_old(model, before)
         if opset(model) < TARGET:
             _convert_recent(model, opset(model))
-        model.ir_version = max(model.ir_version, IR_VERSION)
+        # The newest onnx package labels every model with its own IR version, which released runtimes then refuse.
+        model.ir_version = max(IR_VERSION, min(model.ir_version, least_ir_version(opset(model))))
         return max(0, opset(model) - before)
+
+
+def least_ir_version(version: int) -> int:
+    """Return the IR version that goes with an opset of the ONNX domain; the newest for one that is not known yet."""
+    return int(onnx.helper.OP_SET_ID_VERSION_MAP.get(("ai.onnx", version), onnx.IR_VERSION))
 
 
 def opset(model: ir.Model) -> int:
