@@ -1,17 +1,17 @@
-"""What calibration costs: CPU time against plain FP32 inference over the same batches, and peak memory.
+"""What calibration costs: CPU time beside plain FP32 inference, memory as samples grow, and entropy beside a peer's.
 
-    python benchmarks/calibration.py minilm.onnx minilm_calib.npz --mask attention_mask
+    python -m benchmarks.calibration minilm bert --models build/bench/models --work build/bench/work --ort-python PYTHON
 
-Both sides are whole: a session is made, every batch is run. They take turns, and the table has medians and spreads.
-Observed is what an all-linear quantization needs: the inputs of every MatMul, Gemm and Conv and of residual Adds.
+*Speed*: collecting a sketch of every tensor that ``int8-all`` quantizes, against ONNX Runtime running the same FP32
+model over the same batches and nothing else. Both sides are whole (a session is made, every batch is run) and take
+turns. *Memory*: the peak of a process that only collects. *Entropy*: whole processes, from the FP32 file to the Q/DQ
+file with ranges by KL divergence, and the same without what FP32 inference alone over the samples costs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,130 +19,174 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import peers
+from benchmarks.processes import measured
+from benchmarks.tables import NOT_MEASURED, print_header, print_table, progress, spread
 from calibrators.collector import CollectOptions, Request, collect
-from pipeline.model import read_proto, sha256
+from pipeline import model as models
+from pipeline.graph.prepare import prepare
+from pipeline.graph.roles import find_roles
+from pipeline.policy.planning import plan
+from pipeline.quantize.sites import sites
+from pipeline.recipe import PolicyConfig, Preset
 from pipeline.session import run, session
 from pipeline.types import Feeds
 
-MATMULS = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
+BATCH = 8
+MASK = "attention_mask"
+PEER = "ort-static-gemm-entropy"
 
 
 class Batches:
     """The first ``samples`` rows of an ``.npz``, in batches."""
 
-    def __init__(self, path: Path, samples: int, batch: int) -> None:
+    def __init__(self, path: Path, samples: int) -> None:
         with np.load(path, allow_pickle=False) as arrays:
             self.arrays = {name: arrays[name][:samples] for name in arrays.files}
-        self.samples, self.batch, self.path = len(next(iter(self.arrays.values()))), batch, path
+        self.samples, self.path = len(next(iter(self.arrays.values()))), path
 
     def __len__(self) -> int:
         return self.samples
 
     def __iter__(self) -> Iterator[Feeds]:
-        for start in range(0, self.samples, self.batch):
-            yield {name: array[start : start + self.batch] for name, array in self.arrays.items()}
+        for start in range(0, self.samples, BATCH):
+            yield {name: array[start : start + BATCH] for name, array in self.arrays.items()}
 
     def digest(self) -> str:
         """Return the hash of the file."""
-        return sha256(self.path)
-
-
-def observed(path: Path) -> list[Request]:
-    """Return the activations that an all-linear, attention and residual quantization needs."""
-    graph = read_proto(path).graph
-    made_by = {name: node for node in graph.node for name in node.output}
-    constants = {tensor.name for tensor in graph.initializer}
-
-    def is_constant(name: str) -> bool:
-        while name in made_by and made_by[name].op_type == "Identity":
-            name = made_by[name].input[0]
-        return name in constants or (name in made_by and made_by[name].op_type == "Constant")
-
-    found: dict[str, None] = {}
-    for node in graph.node:
-        inputs = [name for name in node.input[:2] if name and not is_constant(name)]
-        if node.op_type in MATMULS or (node.op_type == "Add" and len(inputs) == 2 and _is_residual(node, graph)):
-            found.update(dict.fromkeys(inputs))
-    return [Request(name) for name in found]
-
-
-def _is_residual(add: object, graph: object) -> bool:
-    """Return whether the sum goes into a normalization or an activation that ends a block."""
-    readers = [node for node in graph.node if add.output[0] in node.input]  # type: ignore[attr-defined]
-    return any(node.op_type in {"LayerNormalization", "Relu"} for node in readers)
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    """Return the CPU time of this process that ``work`` takes."""
-    started = time.process_time()
-    work()
-    return time.process_time() - started
-
-
-def measure_speed(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Return CPU seconds of both sides, alternating, after one run of each that is not counted."""
-    data, requests = Batches(args.data, args.samples, args.batch), observed(args.model)
-    options = CollectOptions(threads=args.threads, mask=args.mask)
-
-    def plain() -> None:
-        live = session(args.model, threads=args.threads)
-        for feeds in data:
-            run(live, None, feeds)
-
-    sides = {"plain FP32 inference": plain, "collect": lambda: collect(args.model, requests, data, options)}
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(args.repeats + 1):
-        for name, work in sides.items():
-            seconds = cpu_seconds(work)
-            if repeat:
-                found[name].append(seconds)
-        print(f"repeat {repeat} of {args.repeats}", file=sys.stderr)
-    return found
-
-
-def measure_memory(args: argparse.Namespace, samples: int) -> int:
-    """Return the peak resident set, in bytes, of a process that only collects."""
-    command = [sys.executable, __file__, str(args.model), str(args.data), "--memory-of", str(samples)]
-    command += ["--batch", str(args.batch), "--threads", str(args.threads)]
-    command += ["--mask", args.mask] if args.mask else []
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    return int(json.loads(result.stdout)["peak_rss_bytes"])
-
-
-def spread(values: list[float]) -> str:
-    """Return the median and the extremes."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+        return models.sha256(self.path)
 
 
 def main() -> None:
-    """Measure and print a markdown table."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path, help=".npz with an array for every input")
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("names", nargs="*", default=["minilm"], help="models made by benchmarks.models")
+    parser.add_argument("--models", type=Path, default=Path("build/bench/models"))
+    parser.add_argument("--work", type=Path, default=Path("build/bench/work"))
+    parser.add_argument("--samples", type=int, default=64, help="for speed")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--mask", help="input that is 0 at padding; padding is then left out")
-    parser.add_argument("--memory", type=int, nargs=2, default=(64, 512), help="two numbers of samples")
-    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.memory_of:
-        options = CollectOptions(threads=args.threads, mask=args.mask)
-        found = collect(args.model, observed(args.model), Batches(args.data, args.memory_of, args.batch), options)
-        print(json.dumps({"peak_rss_bytes": found.peak_rss_bytes}))
+    parser.add_argument("--memory", type=int, nargs=2, default=(64, 512), help="two numbers of samples; the first model")
+    parser.add_argument("--entropy", type=int, default=256, help="samples for entropy; the first model")
+    parser.add_argument("--collect", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--infer", type=Path, help=argparse.SUPPRESS)
+    peers.add_arguments(parser, "ort")
+    given = parser.parse_args()
+    if given.collect or given.infer:  # a child that does one thing and is measured from outside
+        data = Batches(given.models / f"{given.names[0]}_calib.npz", given.samples)
+        gather(given.collect, data) if given.collect else infer(given.infer, data)
         return
-    times = measure_speed(args)
-    ratios = [ours / plain for plain, ours in zip(*times.values(), strict=True)]
-    few, many = (measure_memory(args, samples) for samples in args.memory)
-    print(f"{args.model.name}, {args.samples} samples, batch {args.batch}, {args.threads or 'all'} thread(s), ", end="")
-    print(f"padding {'left out' if args.mask else 'counted'}, median of {args.repeats} (least–most)\n")
-    print("| measurement | value |\n|---|---|")
-    for name, seconds in times.items():
-        print(f"| {name}, CPU s | {spread(seconds)} |")
-    print(f"| collect / plain | {spread(ratios)} |")
-    print(f"| peak RSS at {args.memory[0]} samples, MB | {few / 1e6:.0f} |")
-    print(f"| peak RSS at {args.memory[1]} samples, MB | {many / 1e6:.0f} ({many / few:.3f} x) |")
+    print_header(
+        "Calibration",
+        "benchmarks.calibration",
+        [f"batch {BATCH}, medians of {given.repeats} interleaved repeats (least–most)"],
+    )
+    given.work.mkdir(parents=True, exist_ok=True)
+    print_table(
+        ["speed", "plain FP32 inference, CPU s", "collect, CPU s", "ratio", "without leaving padding out"],
+        [speed(name, given) for name in given.names],
+    )
+    print_table(["memory", *[f"peak RSS at {n} samples, MB" for n in given.memory], "ratio"], [memory(given)])
+    print_table(
+        [f"entropy, {given.entropy} samples, CPU s", "whole process", "without FP32 inference", "peak RSS, MB"],
+        entropy(given),
+    )
+
+
+def canonical(name: str, given: argparse.Namespace) -> Path:
+    """Return the canonical graph of a model, made once."""
+    out: Path = given.work / f"{name}.fp32.onnx"
+    if not out.exists():
+        prepare(given.models / f"{name}.onnx", out)
+    return out
+
+
+def requests(path: Path) -> list[Request]:
+    """Return a sketch for every activation that ``int8-all`` quantizes, on either kind of target."""
+    model = models.load(path)
+    policy = PolicyConfig(preset=Preset.INT8_ALL)
+    found = [sites(model, plan(model, find_roles(model), policy, family)) for family in ("cpu", "gpu-int8")]
+    return [Request(tensor) for tensor in dict.fromkeys(site.tensor for group in found for site in group)]
+
+
+def infer(path: Path, data: Batches) -> None:
+    """Run the FP32 model over the data."""
+    live = session(path, threads=1)
+    for feeds in data:
+        run(live, None, feeds)
+
+
+def gather(path: Path, data: Batches, *, mask: bool = True) -> None:
+    """Collect what ``int8-all`` needs."""
+    has_mask = mask and MASK in data.arrays
+    collect(path, requests(path), data, CollectOptions(threads=1, mask=MASK if has_mask else None))
+
+
+def speed(name: str, given: argparse.Namespace) -> list[str]:
+    """Return a table row: CPU seconds of both sides, alternating, after one run of each that is not counted."""
+    path, data = canonical(name, given), Batches(given.models / f"{name}_calib.npz", given.samples)
+    sides: list[Callable[[], None]] = [lambda: infer(path, data), lambda: gather(path, data)]
+    if MASK in data.arrays:
+        sides.append(lambda: gather(path, data, mask=False))
+    times: list[list[float]] = [[] for _ in sides]
+    for repeat in range(given.repeats + 1):
+        progress(f"{name}: repeat {repeat} of {given.repeats}")
+        for seconds, side in zip(times, sides, strict=True):
+            started = time.process_time()
+            side()
+            if repeat:
+                seconds.append(time.process_time() - started)
+    ratios = [spread([b / a for a, b in zip(times[0], other, strict=True)]) for other in times[1:]]
+    count = len(requests(path))
+    title = f"{name}, {len(data)} samples, {count} tensors, 1 thread"
+    return [title, spread(times[0]), spread(times[1]), ratios[0], ratios[1] if len(ratios) > 1 else "no padding"]
+
+
+def memory(given: argparse.Namespace) -> list[str]:
+    """Return a table row: the peak resident set of processes that only collect."""
+    name = given.names[0]
+    few, many = (_child("--collect", canonical(name, given), samples, given)[1] for samples in given.memory)
+    return [name, f"{few / 1e6:.0f}", f"{many / 1e6:.0f}", f"{many / few:.3f}"]
+
+
+def entropy(given: argparse.Namespace) -> list[list[str]]:
+    """Return table rows: ours, the peer's, and how many times cheaper ours is."""
+    name, python = given.names[0], peers.pythons(given).get("ort")
+    model, data = given.models / f"{name}.onnx", given.models / f"{name}_calib.npz"
+    out = given.work / "entropy"
+    plain: list[float] = []
+    ours: list[tuple[float, int]] = []
+    theirs: list[tuple[float, int]] = []
+    command = [sys.executable, "-m", "pipeline", "quantize", str(model), "--precision", "int8", "--target", "cpu"]
+    command += ["--calibration", str(data), "--samples", str(given.entropy), "--method", "entropy"]
+    command += ["--threads", "1", "-o", str(out)]
+    for repeat in range(given.repeats):
+        progress(f"entropy: repeat {repeat + 1} of {given.repeats}")
+        plain.append(_child("--infer", canonical(name, given), given.entropy, given)[0])
+        shutil.rmtree(out, ignore_errors=True)
+        cost = measured(command)
+        ours.append((cost.cpu_seconds, cost.peak_rss_bytes))
+        if python is not None:
+            cost = peers.quantize(PEER, python, model, data, given.entropy, given.work / "entropy.peer.onnx")
+            theirs.append((cost.cpu_seconds, cost.peak_rss_bytes))
+    title = peers.PEERS[PEER].title
+    rows = [["FP32 inference alone", spread(plain, 1), "", ""], _row("ours", ours, plain)]
+    if not theirs:
+        return [*rows, [title, NOT_MEASURED, NOT_MEASURED, NOT_MEASURED]]
+    whole = [b / a for (a, _), (b, _) in zip(ours, theirs, strict=True)]
+    extra = [(b - p) / (a - p) for (a, _), (b, _), p in zip(ours, theirs, plain, strict=True)]
+    return [*rows, _row(title, theirs, plain), ["ours is cheaper by", f"{spread(whole, 1)}x", f"{spread(extra, 1)}x", ""]]
+
+
+def _row(title: str, costs: list[tuple[float, int]], plain: list[float]) -> list[str]:
+    extra = [cpu - p for (cpu, _), p in zip(costs, plain, strict=True)]
+    return [title, spread([cpu for cpu, _ in costs], 1), spread(extra, 1), spread([rss / 1e6 for _, rss in costs], 0)]
+
+
+def _child(what: str, path: Path, samples: int, given: argparse.Namespace) -> tuple[float, int]:
+    """Return the CPU seconds and the peak resident set, in bytes, of a process that does one thing."""
+    command = [sys.executable, "-m", "benchmarks.calibration", given.names[0], "--models", str(given.models)]
+    cost = measured([*command, "--samples", str(samples), what, str(path)])
+    return cost.cpu_seconds, cost.peak_rss_bytes
 
 
 if __name__ == "__main__":

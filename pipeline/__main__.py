@@ -5,11 +5,16 @@ downloaded, and a ``yaml.py`` lying there would be imported, so the folder is ta
 It stays if it is the folder that holds this very package: a checkout that is not installed.
 """
 
+import os
 import sys
 
 
 def leave_current_folder() -> None:
-    """Take the current folder off the front of the module path, where ``-m`` (without ``-P``) put it."""
+    """Take the current folder off the front of the module path, where ``-m`` (without ``-P``) put it.
+
+    Processes that this one starts do not get it either: ``multiprocessing`` starts them with ``-c``, which does the same.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
     if sys.flags.safe_path or not sys.path:
         return
     first = sys.path.pop(0)

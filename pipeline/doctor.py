@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from engines.compile_check import CHECKABLE, available, checked_capability
 from engines.target import Target, targets
 from pipeline.table import Table
 
@@ -28,8 +29,7 @@ _PACKAGES = (
     ("tokenizers", "reads text data", "pip install '.[text]'"),
     ("PIL", "reads image data", "pip install '.[images]'"),
     ("tritonclient", "checks config.pbtxt with Triton's own definition", "pip install '.[triton]'"),
-    ("tensorrt", "builds engines for data-centre GPUs, on that GPU", "needs an NVIDIA GPU"),
-    ("tensorrt_rtx", "compiles for GPUs without one", "pip install tensorrt-rtx-cu12"),
+    ("tensorrt_rtx", "checks without a GPU that a graph compiles for one", "pip install '.[rtx]'"),
 )
 _DISTRIBUTIONS = {
     "PIL": ("pillow",),
@@ -70,7 +70,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetStatus:
-    """What a build on this machine does for a target: ``built`` or ``skipped``, and why."""
+    """What a build on this machine does for a target: ``built``, ``compile_checked`` or ``skipped``, and why."""
 
     target: str
     title: str
@@ -187,7 +187,16 @@ def _status(target: Target) -> TargetStatus:
         built = _version("onnxruntime") is not None
         status, reason = ("built", "ONNX Runtime") if built else ("skipped", "install onnxruntime: pip install .")
     else:
+        status, compiled = _compile_check(target)
         precisions = ", ".join(sorted(target.precisions, key=str))
-        status = "skipped"
-        reason = f"{target.sm} has {precisions}; the quantized ONNX is made and simulated here, a GPU engine is not"
+        reason = f"{target.sm} has {precisions}; its ONNX is made and simulated here{compiled}, its engine is not built"
     return TargetStatus(target=target.name, title=target.title, status=status, reason=reason)
+
+
+def _compile_check(target: Target) -> tuple[str, str]:
+    """Return a GPU target's status, and what is to be said about compiling for it."""
+    capability = checked_capability(target.compute_capability or (0, 0))
+    if capability is None or not available():
+        return "skipped", " (with '.[rtx]' also compiled)" if capability else ""
+    proxy = "" if capability == target.compute_capability else ", its nearest"
+    return "compile_checked", f" and compiled for {CHECKABLE[capability]}{proxy}"

@@ -41,9 +41,9 @@ class Preset(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
-    """INT8 projections and FFN (and convolutions), attention core and the rest in high precision."""
+    """INT8 projections, FFN, other linear layers and convolutions; attention core and the rest in high precision."""
     INT8_ALL = "int8-all"
-    """The same, and the attention matmuls, other linear layers and residual adds too."""
+    """The same, and the attention matmuls too."""
 
 
 class Method(StrEnum):

@@ -87,11 +87,8 @@ def _short(error: BaseException) -> str:
 
 def _remedy(said: str) -> str:
     """Return what to do about a model that does not load."""
-    if "model IR version" in said:
-        return f"Save the model with an older `ir_version`, or install an onnxruntime newer than {ort.__version__}."
-    if "pset" in said and ("under development" in said or "not supported" in said.lower()):
+    if "model IR version" in said or ("pset" in said and "under development" in said):
         return f"Export the model with an older opset, or install an onnxruntime newer than {ort.__version__}."
-    if "Could not find an implementation" in said or "kernel is not supported" in said or "not a registered" in said \
-            or "No Op registered" in said:
+    if "Could not find an implementation" in said or "kernel is not supported" in said or "not a registered" in said:
         return "ONNX Runtime's CPU provider lacks this operator for these types: export the model without it."
     return "Run `onnx.checker.check_model` on the model and look at the node or operator that the message names."

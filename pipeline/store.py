@@ -90,7 +90,7 @@ class Store:
         if self._held:
             yield
             return
-        with _writing(self.directory):
+        with _writing(self.directory, making=True):
             self._records.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.directory / ".lock", timeout=0)
         owner = self._records / "owner"
@@ -108,7 +108,8 @@ class Store:
                 owner.write_text(str(os.getpid()), encoding="utf-8")
                 _remove(self._work)
             self._held = True
-            yield
+            with _writing(self.directory):
+                yield
         finally:
             self._held = False
             owner.unlink(missing_ok=True)
@@ -283,15 +284,21 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into a :class:`StoreError`; other errors pass."""
+def _writing(directory: Path, *, making: bool = False) -> Iterator[None]:
+    """Turn the operating system's refusal to write into a :class:`StoreError`; other errors pass.
+
+    Args:
+        directory: The build directory.
+        making: The directory is being made, so "no such file" is a refusal too (below /proc, a dangling link).
+    """
+    refusals = _UNWRITABLE | {errno.ENOENT} if making else _UNWRITABLE
     try:
         yield
     except OSError as error:
         where = str(error.filename or directory)
         if error.errno in _FULL:
             what, fix = "The disk is full.", "Free some space or choose another -o DIR, and run again to resume."
-        elif error.errno in _UNWRITABLE and (not error.filename or _inside(Path(where), directory)):
+        elif error.errno in refusals and (not error.filename or _inside(Path(where), directory)):
             what, fix = (
                 f"The build directory cannot be written: {error.strerror}.",
                 "Check its permissions or choose another -o DIR.",

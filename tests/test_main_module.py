@@ -42,7 +42,16 @@ def test_modules_in_the_current_folder_are_not_imported(tmp_path):
     assert "executed yaml" in run(tmp_path, code="import yaml").stderr
 
 
+def test_processes_that_it_starts_do_not_import_them_either(tmp_path, monkeypatch):
+    (tmp_path / "yaml.py").write_text(HOSTILE)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    leave_current_folder()
+    assert run(tmp_path, code="import yaml").returncode == 0
+
+
 def test_the_folder_stays_if_it_holds_this_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
     for folder, stays in ((CHECKOUT, True), (tmp_path, False)):
         monkeypatch.setattr(sys, "path", [str(folder), "/elsewhere"])
         leave_current_folder()

@@ -18,7 +18,8 @@ def node_costs(
 ) -> dict[str, dict[str, float]]:
     """Return node name to ``{"fp32_ms", "int8_ms"}`` for every quantized node that both profiles show.
 
-    A node's INT8 cost includes its part of the QuantizeLinear in front of it, shared by all that read the pair.
+    A node's INT8 cost includes its part of the QuantizeLinear in front of it, shared by all that read the pair, and
+    the DequantizeLinear behind a table that is looked up.
 
     Args:
         variant: The Q/DQ model.
@@ -46,6 +47,8 @@ def _quantization(node: ir.Node, int8_ms: Mapping[str, float]) -> float:
         if quantize is not None:
             readers = len(dequantize.outputs[0].uses())
             total += int8_ms.get(quantize.name or "", 0.0) / max(readers, 1)
+    if node.op_type == "Gather":
+        total += sum(int8_ms.get(reader.name or "", 0.0) for reader, _ in node.outputs[0].uses())
     return total
 
 

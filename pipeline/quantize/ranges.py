@@ -110,7 +110,7 @@ def _observed(statistics: Statistics, tensor: str) -> Sketch:
     if not isinstance(found, Sketch):
         raise QuantizeError(
             "The statistics lack a tensor that the precision plan quantizes.",
-            where=tensor,
+            where=f"tensor {tensor}",
             fix="Run `python -m pipeline calibrate` again with this recipe.",
         )
     if found.nonfinite:
@@ -124,15 +124,9 @@ def _observed(statistics: Statistics, tensor: str) -> Sketch:
     if found.count == 0:
         raise QuantizeError(
             "A tensor that the precision plan quantizes had no values on any calibration sample.",
-            where=tensor,
-            fix="Check that the calibration data is not empty, or keep its nodes in high precision with a rule.",
-        )
-    if found.nonfinite:
-        raise QuantizeError(
-            f"A tensor that the precision plan quantizes held NaN or infinity ({found.nonfinite} values) on the "
-            "calibration data.",
-            where=tensor,
-            fix="Check the data and the trained weights, or keep its nodes in high precision with a rule.",
+            where=f"tensor {tensor}",
+            fix="Check that the calibration data is not empty, or keep the nodes that read it in high precision with a "
+            "rule (`python -m pipeline inspect` names them).",
         )
     return found
 

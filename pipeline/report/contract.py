@@ -104,6 +104,15 @@ class TensorRange(Part):
     """Calibrator to its quantization error (mean square over the calibration values), the chosen one among them."""
 
 
+class Fp16Twin(Part):
+    """The same model in FP16, compiled beside the variant: what quantization is to be better than."""
+
+    kernels: int
+    bytes_moved: int
+    engine_bytes: int
+    estimate_ms: float | None
+
+
 class Compiled(Part):
     """What the compiler made of the graph."""
 
@@ -111,6 +120,8 @@ class Compiled(Part):
     """What compiled it; ``tensorrt-rtx`` is a check, never the engine that Triton's TensorRT backend loads."""
     compute_capability: str
     """``SM80``; a proxy where it is not the target's own."""
+    proxy_for: str | None
+    """``SM90`` where the check compiled for the nearest GPU instead of the target's own."""
     kernels: int | None
     fused_attention: int | None
     low_precision_flops_share: float | None
@@ -119,6 +130,15 @@ class Compiled(Part):
     """Inputs, constants and outputs of every kernel, for one batch."""
     engine_bytes: int | None
     """Size of what the check compiled."""
+    estimate_ms: float | None
+    """Roofline ESTIMATE of one batch at the data sheet's rates; never a measurement."""
+    requested: int | None
+    """Matrix products that the plan quantizes."""
+    met: int | None
+    """Of these, how many run on a kernel with quantized operands."""
+    not_met: tuple[str, ...]
+    """The others, by node."""
+    fp16: Fp16Twin | None
 
 
 class Target(Part):

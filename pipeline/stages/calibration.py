@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from calibrators.collector import CollectOptions, Statistics, collect
 from calibrators.data.checks import ModelKind, check_data
+from calibrators.sketch import Sketch
 from pipeline import model as models
-from pipeline.errors import RecipeError
+from pipeline.errors import DataError, RecipeError
 from pipeline.graph.prepare import Prepared
 from pipeline.graph.roles import find_roles
 from pipeline.policy.plan import PrecisionPlan
@@ -18,7 +19,7 @@ from pipeline.policy.planning import plan as make_plan
 from pipeline.quantize import ranges as range_files
 from pipeline.quantize.ranges import SiteRange, choose_ranges
 from pipeline.quantize.requests import requests
-from pipeline.quantize.sites import sites
+from pipeline.quantize.sites import Site, sites
 from pipeline.quantize.tune import tune
 from pipeline.recipe import Method
 from pipeline.sources.export import Exported
@@ -102,6 +103,7 @@ def ranges(
             assert statistics is not None
             model = models.load(canonical.path)
             places = sites(model, made)
+            _refuse_nonfinite_inputs(places, statistics, models.inputs(model), section.data)
             chosen = choose_ranges(places, statistics, section.method, percentile=section.percentile)
             if section.method is Method.AUTO:
                 feeds = _first(data, TUNING_SAMPLES, inputs)
@@ -142,6 +144,21 @@ def _options(run: Run, mask: str | None) -> CollectOptions:
         shard=run.options.shard,
         refuse_nonfinite=False,
     )
+
+
+def _refuse_nonfinite_inputs(
+    places: tuple[Site, ...], statistics: Statistics, inputs: tuple[TensorInfo, ...], data: str | None
+) -> None:
+    """Blame the data, not the model, for NaN in a model input that is to be quantized."""
+    observed = {tensor for place in places for tensor in place.observed}
+    for info in inputs:
+        found = statistics.get(info.name) if info.name in observed else None
+        if isinstance(found, Sketch) and found.nonfinite:
+            raise DataError(
+                f"The calibration data holds {found.nonfinite} NaN or infinite values for the input {info.name!r}.",
+                where=data or "",
+                fix="Take those samples out of the data, or give the values that the model is given in use.",
+            )
 
 
 def _quantizes(run: Run, model: ir.Model) -> bool:

@@ -9,7 +9,7 @@ from pipeline import model as models
 from pipeline.errors import MissingError, PublishError
 from pipeline.notices import notice
 from pipeline.sources.export import Exported
-from pipeline.stages.engines import Engine
+from pipeline.stages.engine import Engine
 from pipeline.stages.run import Run
 from pipeline.triton.checker import check_repository
 from pipeline.triton.repository import write_repository

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engines.compiled_layers import CompiledLayers
+from engines.roofline import estimate_ms
 from pipeline import model as models
+from pipeline.policy.actual import actual_precisions
+from pipeline.policy.plan import PrecisionPlan
 from pipeline.report import contract
 from pipeline.report.html import write_html
 from pipeline.report.manifest import MANIFEST, make_manifest, output_files, write_manifest
 from pipeline.report.measured import Validation, nothing_measured
 from pipeline.report.versions import versions
-from pipeline.stages.engines import Engine
+from pipeline.stages.engine import Engine
 from pipeline.stages.run import Run
 from pipeline.stages.variants import Variants
 from pipeline.validation.measurement import Measurements
@@ -53,7 +55,7 @@ def write_reports(run: Run, made: Variants, outcome: Outcome) -> contract.Report
         calibration=_calibration(run),
         precision_plan=_nodes(made),
         ranges=_ranges(made),
-        targets={e.target.name: _target(directory, e) for e in outcome.engines},
+        targets={e.target.name: _target(directory, e, made.plans[e.family]) for e in outcome.engines},
         validation={e.target.name: _validation(outcome, e.target.name) for e in outcome.engines},
         repository=_relative(directory, outcome.repository),
         notices=tuple(contract.Notice(**n.to_dict()) for n in run.notices),
@@ -174,7 +176,7 @@ def _ranges(made: Variants) -> tuple[contract.TensorRange, ...]:
     return tuple(found)
 
 
-def _target(directory: Path, engine: Engine) -> contract.Target:
+def _target(directory: Path, engine: Engine, plan: PrecisionPlan) -> contract.Target:
     built = engine.status == "built"
     return contract.Target(
         status=contract.TargetStatus(engine.status),
@@ -183,21 +185,36 @@ def _target(directory: Path, engine: Engine) -> contract.Target:
         engine=_relative(directory, engine.path) if built else None,
         bytes=models.size_bytes(engine.path) if built else None,
         seconds=engine.seconds,
-        compiled=_compiled(engine.compiled),
+        compiled=_compiled(engine, plan),
     )
 
 
-def _compiled(layers: CompiledLayers | None) -> contract.Compiled | None:
-    if layers is None:
+def _compiled(engine: Engine, plan: PrecisionPlan) -> contract.Compiled | None:
+    if engine.check is None:
         return None
+    layers, fp16 = engine.check.layers, engine.check.fp16
+    actual = actual_precisions(plan, layers)
     return contract.Compiled(
         builder=layers.builder,
         compute_capability=layers.compute_capability,
+        proxy_for=engine.check.proxy_for,
         kernels=layers.kernels,
         fused_attention=layers.fused_attention,
         low_precision_flops_share=layers.low_precision_flops_share,
         bytes_moved=layers.bytes_moved,
         engine_bytes=layers.engine_bytes,
+        estimate_ms=estimate_ms(layers, engine.target),
+        requested=len(actual),
+        met=sum(a.met is True for a in actual),
+        not_met=tuple(a.node for a in actual if a.met is not True),
+        fp16=None
+        if fp16 is None
+        else contract.Fp16Twin(
+            kernels=fp16.kernels,
+            bytes_moved=fp16.bytes_moved,
+            engine_bytes=fp16.engine_bytes,
+            estimate_ms=estimate_ms(fp16, engine.target),
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from pipeline.notices import notice
 from pipeline.quantize.ranges import SiteRange
 from pipeline.recipe import Validation
 from pipeline.sources.export import Exported
-from pipeline.stages.engines import Engine
+from pipeline.stages.engine import Engine
 from pipeline.stages.run import STATISTICS, Run
 from pipeline.stages.variants import Variants
 from pipeline.types import CalibrationData, Range, TensorInfo

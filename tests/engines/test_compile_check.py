@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from engines.compile_check import CHECKABLE, checked_capability, compile_check
+from engines.compile_check import CHECKABLE, available, checked_capability, compile_check
 from engines.compiled_layers import CompiledLayers
 from engines.layer_log import parse_layers
 from pipeline.errors import EngineError
 from pipeline.quantize.quantize import quantize
 from tests.quantize.graphs import cnn, mlp, save
 from tests.quantize.test_quantize_variants import plan_for, ranges_for
+
+needs_rtx = pytest.mark.skipif(not available(), reason="needs pip install '.[rtx]'")
 
 LOG = (
     "Layers:\n"
@@ -59,6 +61,7 @@ def test_proxies_are_never_the_gpu_itself() -> None:
     assert checked_capability((7, 0)) is None
 
 
+@needs_rtx
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9)])
 def test_quantized_matmuls_become_int8_gemms(tmp_path: Path, capability: tuple[int, int]) -> None:
     path, _ = mlp(tmp_path / "mlp.onnx")
@@ -73,6 +76,7 @@ def test_quantized_matmuls_become_int8_gemms(tmp_path: Path, capability: tuple[i
     assert layers.engine_bytes > 0
 
 
+@needs_rtx
 def test_quantized_convolutions_become_int8_kernels(tmp_path: Path) -> None:
     path = cnn(tmp_path / "cnn.onnx")
     plan = plan_for(path, "gpu-int8", {"conv0", "conv1", "skip", "conv2"})
@@ -84,6 +88,7 @@ def test_quantized_convolutions_become_int8_kernels(tmp_path: Path) -> None:
     assert sum(layer.flops for layer in layers) == pytest.approx(3 * 2 * 2 * 16 * 12 * 12 * 16 * 9)
 
 
+@needs_rtx
 def test_a_refusal_names_the_node(tmp_path: Path) -> None:
     weights = {"s": np.float32(0.1).reshape(()), "z": np.asarray(3, np.int8)}
     nodes = [

@@ -182,6 +182,12 @@ def report(**changes: Any) -> Report:
                 compiled=Compiled(
                     builder="tensorrt-rtx 1.7.1",
                     compute_capability="SM80",
+                    proxy_for=None,
+                    estimate_ms=0.104,
+                    requested=36,
+                    met=36,
+                    not_met=(),
+                    fp16=None,
                     kernels=74,
                     fused_attention=6,
                     low_precision_flops_share=0.913,
