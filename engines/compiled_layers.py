@@ -17,7 +17,7 @@ BYTES = {
 """Bytes of one element by the builder's name for its type."""
 
 LOW_PRECISION = frozenset({"Int8", "FP8", "Int4", "FP4"})
-NOT_KERNELS = frozenset({"signal", "wait", "shape_call"})
+NOT_KERNELS = frozenset({"signal", "wait", "shape_call", "no_op"})
 """Layers that only order other layers or compute shapes on the host."""
 GEMM_KINDS = frozenset({"gemm", "correlation", "deconv", "runtime_fusion"})
 ATTENTION = "_gemm_mha"

@@ -45,8 +45,13 @@ def _parse(line: str) -> CompiledLayer | None:
         inputs=_tensors(inputs),
         constants=_tensors(constants),
         outputs=_tensors(outputs),
-        origins=tuple(dict.fromkeys(_ORIGIN.findall(metadata))),
+        origins=origins(metadata),
     )
+
+
+def origins(metadata: str) -> tuple[str, ...]:
+    """Return the ONNX nodes in a layer's metadata, each once: ``[ONNX Layer: a]\\x1f[ONNX Layer: b]``."""
+    return tuple(dict.fromkeys(_ORIGIN.findall(metadata)))
 
 
 def _until_tail(text: str) -> tuple[str, str, str]:

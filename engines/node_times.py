@@ -31,7 +31,7 @@ def node_times(model: Path, feeds: Sequence[Feeds], *, threads: int = 1) -> dict
     if not feeds:
         raise EngineError("There is no data to profile with.", where=str(model), fix="Give --calibration DATA.")
     with tempfile.TemporaryDirectory() as folder:
-        live = session(model, threads=threads, profile=Path(folder) / "profile")
+        live = session(model, threads=threads, profile=Path(folder) / "profile", spin=True)
         for index in range(WARM_UP + REPEATS):
             run(live, None, dict(feeds[index % len(feeds)]))
         events = json.loads(Path(live.end_profiling()).read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ class OnnxRuntimeRunner:
 
     def __init__(self, path: Path, *, threads: int = 0, optimize: bool = True) -> None:
         self.path = path
-        self._session = session(path, threads=threads, optimize=optimize)
+        self._session = session(path, threads=threads, optimize=optimize, spin=True)
         self.inputs = tuple(_info(value) for value in self._session.get_inputs())
         self.outputs = tuple(_info(value) for value in self._session.get_outputs())
 
