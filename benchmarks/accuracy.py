@@ -54,7 +54,7 @@ def main() -> None:
     known = peers.pythons(given)
     for name, peer in peers.PEERS.items():
         python = known.get(peer.tool)
-        made = NOT_MEASURED
+        made: Path | str = NOT_MEASURED
         if python is not None:
             made = peers.quantized(name, python, model, data, given.samples, given.work)
         rows.append([peer.title, "", *(bench.figures(made) if isinstance(made, Path) else [str(made)])])

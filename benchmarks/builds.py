@@ -49,4 +49,5 @@ def variant(
 
 def size_bytes(model: Path) -> int:
     """Return the bytes of a model and its external data."""
-    return sum(f.stat().st_size for f in {model, *model.parent.glob(f"{model.name}.data"), *model.parent.glob(f"{model.name}_data")})
+    data = (model.with_name(f"{model.name}{suffix}") for suffix in ("", ".data", "_data"))
+    return sum(file.stat().st_size for file in data if file.exists())

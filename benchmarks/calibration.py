@@ -65,7 +65,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/bench/work"))
     parser.add_argument("--samples", type=int, default=64, help="for speed")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--memory", type=int, nargs=2, default=(64, 512), help="two numbers of samples; the first model")
+    parser.add_argument(
+        "--memory", type=int, nargs=2, default=(64, 512), help="two numbers of samples; the first model"
+    )
     parser.add_argument("--entropy", type=int, default=256, help="samples for entropy; the first model")
     parser.add_argument("--collect", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--infer", type=Path, help=argparse.SUPPRESS)
@@ -73,7 +75,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.collect or given.infer:  # a child that does one thing and is measured from outside
         data = Batches(given.models / f"{given.names[0]}_calib.npz", given.samples)
-        gather(given.collect, data) if given.collect else infer(given.infer, data)
+        gather(given.collect, requests(given.collect), data) if given.collect else infer(given.infer, data)
         return
     print_header(
         "Calibration",
@@ -115,18 +117,19 @@ def infer(path: Path, data: Batches) -> None:
         run(live, None, feeds)
 
 
-def gather(path: Path, data: Batches, *, mask: bool = True) -> None:
-    """Collect what ``int8-all`` needs."""
+def gather(path: Path, wanted: list[Request], data: Batches, *, mask: bool = True) -> None:
+    """Collect ``wanted``, without padding where the data says what that is."""
     has_mask = mask and MASK in data.arrays
-    collect(path, requests(path), data, CollectOptions(threads=1, mask=MASK if has_mask else None))
+    collect(path, wanted, data, CollectOptions(threads=1, mask=MASK if has_mask else None))
 
 
 def speed(name: str, given: argparse.Namespace) -> list[str]:
     """Return a table row: CPU seconds of both sides, alternating, after one run of each that is not counted."""
     path, data = canonical(name, given), Batches(given.models / f"{name}_calib.npz", given.samples)
-    sides: list[Callable[[], None]] = [lambda: infer(path, data), lambda: gather(path, data)]
+    wanted = requests(path)
+    sides: list[Callable[[], None]] = [lambda: infer(path, data), lambda: gather(path, wanted, data)]
     if MASK in data.arrays:
-        sides.append(lambda: gather(path, data, mask=False))
+        sides.append(lambda: gather(path, wanted, data, mask=False))
     times: list[list[float]] = [[] for _ in sides]
     for repeat in range(given.repeats + 1):
         progress(f"{name}: repeat {repeat} of {given.repeats}")
@@ -136,8 +139,7 @@ def speed(name: str, given: argparse.Namespace) -> list[str]:
             if repeat:
                 seconds.append(time.process_time() - started)
     ratios = [spread([b / a for a, b in zip(times[0], other, strict=True)]) for other in times[1:]]
-    count = len(requests(path))
-    title = f"{name}, {len(data)} samples, {count} tensors, 1 thread"
+    title = f"{name}, {len(data)} samples, {len(wanted)} tensors, 1 thread"
     return [title, spread(times[0]), spread(times[1]), ratios[0], ratios[1] if len(ratios) > 1 else "no padding"]
 
 
@@ -174,7 +176,11 @@ def entropy(given: argparse.Namespace) -> list[list[str]]:
         return [*rows, [title, NOT_MEASURED, NOT_MEASURED, NOT_MEASURED]]
     whole = [b / a for (a, _), (b, _) in zip(ours, theirs, strict=True)]
     extra = [(b - p) / (a - p) for (a, _), (b, _), p in zip(ours, theirs, plain, strict=True)]
-    return [*rows, _row(title, theirs, plain), ["ours is cheaper by", f"{spread(whole, 1)}x", f"{spread(extra, 1)}x", ""]]
+    return [
+        *rows,
+        _row(title, theirs, plain),
+        ["ours is cheaper by", f"{spread(whole, 1)}x", f"{spread(extra, 1)}x", ""],
+    ]
 
 
 def _row(title: str, costs: list[tuple[float, int]], plain: list[float]) -> list[str]:

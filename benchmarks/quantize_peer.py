@@ -1,6 +1,6 @@
 """Quantizes one model with another tool; runs in that tool's own Python environment and imports nothing from here.
 
-    PEER_PYTHON -P benchmarks/quantize_peer.py METHOD MODEL.onnx CALIBRATION.npz SAMPLES OUT.onnx
+``PEER_PYTHON -P benchmarks/quantize_peer.py METHOD MODEL.onnx CALIBRATION.npz SAMPLES OUT.onnx``
 """
 
 from __future__ import annotations

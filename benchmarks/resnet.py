@@ -78,7 +78,7 @@ class ResNet50(nn.Module):
                 module.momentum = None
         self.train()
         with torch.no_grad():
-            for batch in images.split(32):
+            for batch in torch.split(images, 32):
                 self(batch)
 
     def fold(self) -> ResNet50:

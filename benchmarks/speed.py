@@ -84,8 +84,8 @@ def _rows(name: str, given: argparse.Namespace) -> list[Row]:
     known = peers.pythons(given)
     for peer in PEERS:
         python = known.get(peers.PEERS[peer].tool)
-        path = NOT_MEASURED if python is None else peers.quantized(peer, python, model, data, SAMPLES, given.work)
-        rows.append(Row(title=peers.PEERS[peer].title, path=path))
+        made = NOT_MEASURED if python is None else peers.quantized(peer, python, model, data, SAMPLES, given.work)
+        rows.append(Row(title=peers.PEERS[peer].title, path=made))
     return rows
 
 

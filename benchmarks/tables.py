@@ -33,9 +33,8 @@ def machine() -> str:
     model, flags = platform.machine(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1)) for line in cpuinfo.read_text().splitlines() if ":" in line
-        )
+        lines = [line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line]
+        fields = {name.strip(): value.strip() for name, value in lines}
         model, flags = fields.get("model name", model), fields.get("flags", "")
     found = [n for n in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if n in flags.split()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -106,9 +106,7 @@ def _print(warm: Side, cold: Side, other: Side, whole: Side) -> None:
     table = []
     for side in (warm, cold, whole):
         medians = [statistics.median(s[n] for s in side.stages) if n in side.stages[0] else None for n in names]
-        rest = statistics.median(
-            c.wall_seconds - sum(s.values()) for c, s in zip(side.costs, side.stages, strict=True)
-        )
+        rest = statistics.median(c.wall_seconds - sum(s.values()) for c, s in zip(side.costs, side.stages, strict=True))
         table.append([side.title, *["" if m is None else f"{m:.2f}" for m in medians], f"{rest:.2f}"])
     print_table(["", *names, "rest"], table)
 

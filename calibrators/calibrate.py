@@ -85,6 +85,6 @@ def best(found: list[tuple[str, Range, float]], spec: QuantSpec) -> tuple[str, R
     """Return the candidate with the least error, the first of equals; FP8 changes min/max for a clear gain only."""
     least = min(found, key=lambda candidate: candidate[2])
     if spec.dtype is QuantDType.FP8_E4M3:
-        widest = next(candidate for candidate in found if candidate[0] == "minmax")
+        widest = next((candidate for candidate in found if candidate[0] == "minmax"), least)
         return least if least[2] <= CLIPPING_GAIN * widest[2] else widest
     return least

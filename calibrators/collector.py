@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +85,7 @@ def collect(
     run.passes()
     result = Statistics(
         {request: run.made[source] for request, source in sources.items()},
-        model_sha256=options.model_sha256 or _digest(graph),
+        model_sha256=options.model_sha256 or model_digest(map(sha256, graph.files)),
         samples=run.samples,
         constants=frozenset(r for r, source in sources.items() if source.tensor in graph.constants),
     )
@@ -222,9 +222,6 @@ def _source(graph: Graph, request: Request) -> Request:
     return Request(graph.origin(request.tensor)) if request.statistic == "sketch" else request
 
 
-def _digest(graph: Graph) -> str:
-    """Return the SHA-256 (hex) of the model and its external data."""
-    found = hashlib.sha256()
-    for file in graph.files:
-        found.update(bytes.fromhex(sha256(file)))
-    return found.hexdigest()
+def model_digest(hashes: Iterable[str]) -> str:
+    """Return one SHA-256 (hex) for those of a model's files: the ``.onnx`` first, then its external data by name."""
+    return hashlib.sha256(b"".join(map(bytes.fromhex, hashes))).hexdigest()

@@ -50,7 +50,7 @@ def _parse(line: str) -> CompiledLayer | None:
 
 
 def origins(metadata: str) -> tuple[str, ...]:
-    """Return the ONNX nodes in a layer's metadata, each once: ``[ONNX Layer: a]\\x1f[ONNX Layer: b]``."""
+    """Return the ONNX nodes in a layer's metadata (``[ONNX Layer: a]…[ONNX Layer: b]``), each once."""
     return tuple(dict.fromkeys(_ORIGIN.findall(metadata)))
 
 

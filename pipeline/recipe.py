@@ -25,13 +25,15 @@ ALIASES = {
     "int8_all": "int8-all",
     "half": "fp16",
     "float16": "fp16",
+    "fp8-fp16": "fp8",
+    "fp8_e4m3": "fp8",
     "float32": "fp32",
     "none": "fp32",
     "full": "int8-all",
 }
 """Names that people use for a preset or precision, and the name used here."""
 
-NOT_YET = {"w4a16", "w8a16", "int4", "nf4", "fp4", "w4a8", "mxfp8", "fp8", "bf16", "bfloat16", "nvfp4", "awq", "gptq"}
+NOT_YET = {"w4a16", "w8a16", "int4", "nf4", "fp4", "w4a8", "mxfp8", "bf16", "bfloat16", "nvfp4", "awq", "gptq"}
 """Schemes that people ask for and this version does not make; named so that the answer is clear."""
 
 
@@ -44,6 +46,8 @@ class Preset(StrEnum):
     """INT8 projections, FFN, other linear layers and convolutions; attention core and the rest in high precision."""
     INT8_ALL = "int8-all"
     """The same, and the attention matmuls too."""
+    FP8 = "fp8"
+    """As ``int8``, but in FP8 (E4M3) and without convolutions; needs SM89 (L4, L40S, H100) or newer."""
 
 
 class Method(StrEnum):
@@ -140,6 +144,8 @@ class Calibration(Data):
     """How a range is chosen; ``auto`` compares them and the report names the choice."""
     percentile: float = Field(default=99.99, gt=50, le=100)
     """For ``percentile``: the share of |x| kept."""
+    cache: Path | None = None
+    """A TensorRT calibration cache: its ranges are used, and only tensors that it lacks are calibrated."""
     ignore_padding: bool = True
     """Leave out positions where ``attention_mask`` is 0."""
     memory_mb: int = Field(default=1024, ge=64)
@@ -155,8 +161,8 @@ class RuleConfig(Section):
     """An ONNX operator, such as ``MatMul``."""
     name: str | None = None
     """A glob over node names, such as ``*/layer.5/*``."""
-    precision: Annotated[Literal[Precision.FP32, Precision.FP16, Precision.INT8], BeforeValidator(_alias)]
-    """fp32, fp16 or int8."""
+    precision: Annotated[Precision, BeforeValidator(_alias)]
+    """fp32, fp16, int8 or fp8."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -231,6 +237,64 @@ class TritonConfig(Section):
     """Model instances per device."""
 
 
+class ProfileShapes(Section):
+    """The shapes that one input of an engine may have."""
+
+    min: tuple[int, ...]
+    """Smallest shape."""
+    opt: tuple[int, ...]
+    """The shape that kernels are chosen for."""
+    max: tuple[int, ...]
+    """Largest shape."""
+
+
+class BuilderConfig(Section):
+    """How TensorRT builds engines; a key that the installed version lacks is an error (versions: docs/tensorrt.md)."""
+
+    profiles: tuple[dict[str, ProfileShapes], ...] = ()
+    """Optimization profiles: ``{input: {min: [1, 1], opt: [8, 128], max: [32, 512]}}``; derived from the data's shapes and ``triton.max_batch_size`` if not given."""
+    workspace_mb: int | None = Field(default=None, ge=1)
+    """Scratch memory that kernels may use, MiB; all of the GPU's if not given."""
+    tactic_dram_mb: int | None = Field(default=None, ge=1)
+    """Memory that trying out kernels may use, MiB."""
+    tactic_shared_memory_kb: int | None = Field(default=None, ge=1)
+    """Shared memory that a block of a kernel may use, KiB."""
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    """0 builds fast, 5 looks longest for a fast engine; TensorRT's own default is 3."""
+    timing_cache: Path | None = None
+    """File of measured kernels: read, added to and written back; its hash is in the engine's manifest."""
+    hardware_compatibility: Literal["ampere_plus", "same_compute_capability"] | None = None
+    """GPUs that the engine also runs on."""
+    version_compatible: bool = False
+    """The engine also runs in later versions of TensorRT."""
+    refit: bool = False
+    """Weights can be replaced after the build."""
+    strip_plan: bool = False
+    """Leave out of the engine what refitting puts back."""
+    weight_streaming: bool = False
+    """Weights may stay in host memory and be streamed."""
+    sparsity: bool = False
+    """Use 2:4 sparse kernels where weights are sparse."""
+    tactic_sources: (
+        tuple[Literal["cublas", "cublas_lt", "cudnn", "edge_mask_convolutions", "jit_convolutions"], ...] | None
+    ) = None
+    """Libraries that kernels may come from; TensorRT's choice if not given."""
+    tiling: Literal["none", "fast", "moderate", "full"] | None = None
+    """How hard to look for tilings across layers."""
+    max_aux_streams: int | None = Field(default=None, ge=0)
+    """Streams beside the main one."""
+    profiling_verbosity: Literal["none", "layer_names_only", "detailed"] = "detailed"
+    """What an engine tells about its layers; compiled layers need ``detailed``."""
+    plugin_libraries: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = ()
+    """Shared libraries with plugins. Loading one runs its code."""
+    tf32: bool = True
+    """FP32 matrix products may round their inputs to TF32, as TensorRT does by default."""
+    quantization: Literal["explicit", "implicit"] = "explicit"
+    """``implicit`` gives TensorRT 10 the float graph, its precision flags and our ranges; TensorRT 11 has no such thing."""
+    calibrator: Literal["entropy", "minmax"] = "entropy"
+    """TensorRT 10's calibrator class for ``implicit``."""
+
+
 class Recipe(Section):
     """Everything that decides a build."""
 
@@ -243,6 +307,7 @@ class Recipe(Section):
     """GPUs or ``cpu``; ``python -m pipeline doctor`` lists them."""
     validate_: Validation = Field(default=Validation(), alias="validate")
     triton: TritonConfig = TritonConfig()
+    builder: BuilderConfig = BuilderConfig()
     costs: Path | None = None
     """``costs.json`` from ``python -m pipeline profile``: nodes that got slower in INT8 stay in high precision."""
     threads: int = Field(default=0, ge=0)
@@ -260,6 +325,7 @@ class Recipe(Section):
 PATHS = (
     *("source.onnx", "source.huggingface", "source.pt2", "calibration.data", "calibration.tokenizer"),
     *("validate.data", "validate.tokenizer", "validate.labels", "costs"),
+    *("calibration.cache", "builder.timing_cache", "builder.plugin_libraries"),
 )
 """Keys whose value may be a path; a relative one in a YAML file starts at the file's folder."""
 

@@ -78,6 +78,8 @@ def resolve_path(values: dict[str, Any], keys: Sequence[str], folder: Path) -> N
     for key in parents:
         section = section.get(key) if isinstance(section, dict) else None
     text = section.get(last) if isinstance(section, dict) else None
+    if isinstance(text, list):
+        section[last] = [str(folder / Path(part).expanduser()) if isinstance(part, str) else part for part in text]
     if not isinstance(text, str) or not text:
         return
     resolved = folder / Path(text).expanduser()

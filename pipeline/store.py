@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import importlib.metadata
 import json
 import os
@@ -143,7 +144,7 @@ class Store:
         with self.locked():
             self._rerun = self._rerun or self._starts_here(name)
             key = digest(
-                {"stage": name, "version": _version(), "outputs": names, "inputs": self._hashes.replaced(inputs)}
+                {"stage": name, "versions": _versions(), "outputs": names, "inputs": self._hashes.replaced(inputs)}
             )
             record = None if self._rerun else self._good_record(name, key)
             fresh = record is None
@@ -262,11 +263,16 @@ def _checked(output: str) -> str:
     return str(path)
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("enginewright")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "0"
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Return the versions of this package and of those that decide what its stages write."""
+    found = {}
+    for name in ("enginewright", "numpy", "onnx", "onnx-ir", "onnxruntime"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+            found[name] = "0"
+    return found
 
 
 def _read(path: Path) -> str:

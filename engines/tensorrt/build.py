@@ -18,7 +18,7 @@ from engines.tensorrt.child import in_child, report
 from engines.tensorrt.flavour import Flavour, require, select
 from engines.tensorrt.gpus import Gpu, gpus
 from engines.tensorrt.inspector import parse_inspector
-from engines.tensorrt.options import BuilderOptions, check_options
+from engines.tensorrt.options import BuilderOptions, Implicit, check_options
 from engines.tensorrt.profiles import Profile, check_profiles, derive
 from pipeline import model as models
 from pipeline.errors import EngineError, MissingError
@@ -26,7 +26,6 @@ from pipeline.types import Progress, silent
 
 if TYPE_CHECKING:
     from engines.tensorrt.builder import Job
-    from engines.tensorrt.implicit import Implicit
 
 ENGINE, MANIFEST = "model.plan", "manifest.json"
 
@@ -89,7 +88,7 @@ def build_engine(
         options = replace(options, profiles=derive(inputs, shapes))
     assert target.compute_capability is not None
     crashed = EngineError(
-        f"{flavour.title} crashed while it built for {target.title}.",
+        f"{flavour.label} crashed while it built for {target.title}.",
         where=str(onnx),
         fix="Keep more nodes in FP16 with rules, or lower builder.optimization_level.",
     )
@@ -104,11 +103,11 @@ def _gpu_for(target: Target, options: BuilderOptions) -> Gpu:
     Raises:
         MissingError: There is none; names the GPUs that there are.
     """
-    here = gpus()
+    here, wanted = gpus(), target.compute_capability or (0, 0)
     for gpu in here:
         # An engine for Ampere and newer can be built on any of them.
-        wider = options.hardware_compatibility == "ampere_plus" and gpu.capability >= (8, 0) <= target.compute_capability
-        if gpu.capability == target.compute_capability or wider:
+        wider = options.hardware_compatibility == "ampere_plus" and gpu.capability >= (8, 0) <= wanted
+        if gpu.capability == wanted or wider:
             return gpu
     found = ", ".join(f"{g.name} ({g.sm})" for g in here) or "none"
     raise MissingError(
@@ -166,7 +165,7 @@ def _build(work: _Work) -> _Made:
 def _implicit(work: _Work) -> dict[str, Any]:
     if work.options.quantization != "implicit":
         return {}
-    from engines.tensorrt.implicit import Implicit, arguments
+    from engines.tensorrt.implicit import arguments
 
     asked = work.implicit or Implicit(precisions=frozenset())
     return arguments(asked, work.options.calibrator)

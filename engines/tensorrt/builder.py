@@ -81,11 +81,13 @@ def build(job: Job, *, progress: Progress = silent, extra: Mapping[str, Any] | N
             data = bytes(EngineBytesFromNetwork(network, config=config, save_timing_cache=save)())
         except PolygraphyException as error:
             reasons = builder_errors(log.messages) or [str(error)]
-            raise refused(f"{selected().title}'s builder", str(job.onnx), job.device, reasons) from error
+            raise refused(f"{selected().label}'s builder", str(job.onnx), job.device, reasons) from error
     return BuiltEngine(data=data, messages=tuple(log.messages))
 
 
-def _parse(job: Job, log: MessageLog, *, strongly_typed: bool) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser]:
+def _parse(
+    job: Job, log: MessageLog, *, strongly_typed: bool
+) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser]:
     """Return builder, network and parser; Polygraphy's own ONNX loader keeps the parser's errors to itself."""
     # Later versions may drop the flag: all their networks are strongly typed.
     typed = strongly_typed and hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
@@ -93,11 +95,11 @@ def _parse(job: Job, log: MessageLog, *, strongly_typed: bool) -> tuple[trt.Buil
     trt.init_libnvinfer_plugins(log, "")
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(job.onnx)):
-        raise refused(f"{selected().title}'s parser", str(job.onnx), job.device, parser_errors(parser))
+        raise refused(f"{selected().label}'s parser", str(job.onnx), job.device, parser_errors(parser))
     if job.shapes is not None:
         for index in range(network.num_inputs):
             value = network.get_input(index)
-            value.shape = job.shapes[value.name]  # type: ignore[assignment]  # takes any sequence of numbers
+            value.shape = job.shapes[value.name]
     return builder, network, parser
 
 

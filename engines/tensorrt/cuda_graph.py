@@ -33,9 +33,7 @@ class CudaGraph:
             enqueue()
         finally:
             self._call("cuStreamEndCapture", self._stream, ctypes.byref(self._graph))
-        self._call(
-            "cuGraphInstantiateWithFlags", ctypes.byref(self._executable), self._graph, ctypes.c_ulonglong(0)
-        )
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), self._graph, ctypes.c_ulonglong(0))
 
     def launch(self) -> None:
         """Put the recorded work on the stream again."""
@@ -52,5 +50,6 @@ class CudaGraph:
         status = getattr(self._driver, name)(*arguments)
         if status:
             raise EngineError(
-                f"CUDA refuses {name} (error {status}).", fix="Measure without a CUDA graph: this engine cannot be recorded."
+                f"CUDA refuses {name} (error {status}).",
+                fix="Measure without a CUDA graph: this engine cannot be recorded.",
             )

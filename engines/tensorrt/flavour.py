@@ -25,7 +25,7 @@ class Flavour(StrEnum):
         return self.value.replace("-", "_")
 
     @property
-    def title(self) -> str:
+    def label(self) -> str:
         """As people write it."""
         return "TensorRT" if self is Flavour.TENSORRT else "TensorRT for RTX"
 
@@ -68,7 +68,7 @@ def require(flavour: Flavour, purpose: str) -> str:
         MissingError: It, or Polygraphy, is not installed; names the extra.
     """
     version = installed(flavour)
-    missing = flavour.title if version is None else "Polygraphy"
+    missing = flavour.label if version is None else "Polygraphy"
     if version is None or importlib.util.find_spec("polygraphy") is None:
         raise MissingError(f"{purpose} needs {missing}, which is not installed.", fix=_EXTRAS[flavour])
     return version
@@ -82,7 +82,7 @@ def select(flavour: Flavour) -> None:
     """
     if _selected and _selected[0] is not flavour:
         raise EngineError(
-            f"This process drives {_selected[0].title} and cannot drive {flavour.title} as well.",
+            f"This process drives {_selected[0].label} and cannot drive {flavour.label} as well.",
             fix="Use another process; builds and checks have their own.",
         )
     if not _selected:

@@ -8,35 +8,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from calibrators import cache_file
 from engines.tensorrt.binding import trt
 from engines.tensorrt.buffers import DeviceBuffers
-from engines.tensorrt.options import ImplicitCalibrator
+from engines.tensorrt.options import Implicit, ImplicitCalibrator
 from pipeline.errors import EngineError
-from pipeline.types import CalibrationData, Feeds, Precision
+from pipeline.types import Feeds, Precision
 
 FLAGS = {Precision.FP16: "fp16", Precision.INT8: "int8", Precision.FP8: "fp8"}
 """Polygraphy's argument for each builder flag (``BuilderFlag.FP16``, ``INT8``, ``FP8``)."""
 ALGORITHMS: dict[ImplicitCalibrator, str] = {"entropy": "EntropyCalibration2", "minmax": "MinMaxCalibration"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Implicit:
-    """What an implicitly quantized build needs: a graph without Q/DQ, and ranges or data.
-
-    Attributes:
-        precisions: What layers may compute in besides FP32.
-        scales: Tensor to scale (amax / 127): our ranges. They win over ``data``.
-        data: Batches that TensorRT calibrates on.
-    """
-
-    precisions: frozenset[Precision]
-    scales: Mapping[str, float] | None = None
-    data: CalibrationData | None = None
 
 
 def arguments(asked: Implicit, calibrator: ImplicitCalibrator) -> dict[str, Any]:

@@ -96,7 +96,9 @@ def _tensors(raw: list[Mapping[str, Any]] | None) -> tuple[LayerTensor, ...]:
         LayerTensor(
             name=str(t.get("Name", "")),
             shape=tuple(int(d) for d in t.get("Dimensions") or ()),
-            dtype=_dtype(str(t.get("DataType") or t.get("Datatype") or t.get("Format/Datatype") or t.get("Format") or "")),
+            dtype=_dtype(
+                str(t.get("DataType") or t.get("Datatype") or t.get("Format/Datatype") or t.get("Format") or "")
+            ),
         )
         for t in raw or ()
         if isinstance(t, Mapping)

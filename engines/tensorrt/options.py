@@ -10,6 +10,7 @@ from typing import Any, Literal
 from engines.tensorrt.flavour import Flavour, release
 from engines.tensorrt.profiles import Profile, ShapeRange
 from pipeline.errors import RecipeError
+from pipeline.types import CalibrationData, Precision
 
 HardwareCompatibility = Literal["ampere_plus", "same_compute_capability"]
 TacticSource = Literal["cublas", "cublas_lt", "cudnn", "edge_mask_convolutions", "jit_convolutions"]
@@ -94,6 +95,21 @@ class BuilderOptions:
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != getattr(plain, f.name)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Implicit:
+    """What an implicitly quantized build needs: a graph without Q/DQ, and ranges or data.
+
+    Attributes:
+        precisions: What layers may compute in besides FP32.
+        scales: Tensor to scale (amax / 127): our ranges. They win over ``data``.
+        data: Batches that TensorRT calibrates on.
+    """
+
+    precisions: frozenset[Precision]
+    scales: Mapping[str, float] | None = None
+    data: CalibrationData | None = None
+
+
 def _shape_range(shapes: Mapping[str, Any]) -> ShapeRange:
     return ShapeRange(**{end: tuple(int(d) for d in shapes[end]) for end in ("min", "opt", "max")})
 
@@ -150,7 +166,7 @@ KEYS: dict[str, Since] = {
     "max_aux_streams": Since(api="IBuilderConfig.max_aux_streams"),
     "profiling_verbosity": Since(api="IBuilderConfig.profiling_verbosity"),
     "plugin_libraries": Since(api="Builder.get_plugin_registry"),
-    "tf32": Since(api="BuilderFlag.TF32"),
+    "tf32": Since(api="BuilderFlag.TF32", rtx=False),
 }
 """Each key's versions, as the bindings of every release from 10.0 to 11.4 and of TensorRT for RTX 1.7 have them."""
 
@@ -201,5 +217,5 @@ def check_options(options: BuilderOptions, flavour: Flavour, version: str) -> No
 
 def _lacking(what: str, needs: Since, flavour: Flavour, version: str, *, fix: str) -> RecipeError:
     return RecipeError(
-        f"{flavour.title} {version} has no `{what}` ({needs.api}); it is in {needs}.", where=what.split(":")[0], fix=fix
+        f"{flavour.label} {version} has no `{what}` ({needs.api}); it is in {needs}.", where=what.split(":")[0], fix=fix
     )

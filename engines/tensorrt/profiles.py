@@ -77,7 +77,12 @@ def check_profiles(profiles: Sequence[Profile], inputs: Sequence[TensorInfo], *,
         for info in inputs:
             _check_range(profile[info.name], info, where)
     free = [i.name for i in inputs if i.shape and not isinstance(i.shape[0], int)]
-    if profiles and max_batch_size and free and not any(p[n].max[0] >= max_batch_size for p in profiles for n in free[:1]):
+    if (
+        profiles
+        and max_batch_size
+        and free
+        and not any(p[n].max[0] >= max_batch_size for p in profiles for n in free[:1])
+    ):
         raise RecipeError(
             f"No profile takes a batch of {max_batch_size}, which triton.max_batch_size promises.",
             where="builder.profiles",

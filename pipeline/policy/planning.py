@@ -30,6 +30,11 @@ GPU_INT8 = Format(
     weights=QuantSpec(dtype=QuantDType.INT8),
     second=QuantSpec(dtype=QuantDType.INT8),
 )
+GPU_FP8 = Format(
+    activations=QuantSpec(dtype=QuantDType.FP8_E4M3),
+    weights=QuantSpec(dtype=QuantDType.FP8_E4M3),
+    second=QuantSpec(dtype=QuantDType.FP8_E4M3),
+)
 
 SHARED = "shared with"
 """How the rule of a projection begins that follows another one of its query, key and value."""
@@ -46,6 +51,7 @@ def family(target: Target, policy: PolicyConfig) -> str:
     """
     asked = {r.precision for r in policy.rules}
     int8 = policy.preset in (Preset.INT8, Preset.INT8_ALL) or Precision.INT8 in asked
+    fp8 = policy.preset is Preset.FP8 or Precision.FP8 in asked
     if target.compute_capability is None:
         if policy.preset is Preset.FP16:
             raise PolicyError(
@@ -54,6 +60,8 @@ def family(target: Target, policy: PolicyConfig) -> str:
                 fix="Use --precision int8 or fp32 for cpu, or a GPU target for fp16.",
             )
         return "cpu" if int8 else "fp32"
+    if fp8:
+        return "gpu-fp8"
     if int8:
         return "gpu-int8"
     return "gpu-fp16" if policy.preset is Preset.FP16 or Precision.FP16 in asked else "fp32"
@@ -93,8 +101,11 @@ def plan(
     _require_residuals_between_convolutions(found, nodes, high)
     _share_qkv(found, nodes)
     formats = {}
-    if any(n.precision is Precision.INT8 for n in nodes.values()):
+    used = {n.precision for n in nodes.values()}
+    if Precision.INT8 in used:
         formats[Precision.INT8] = CPU_INT8 if family == "cpu" else GPU_INT8
+    if Precision.FP8 in used:
+        formats[Precision.FP8] = GPU_FP8
     return PrecisionPlan(
         family=family, elsewhere=elsewhere, dynamic=dynamic, formats=formats, nodes=tuple(nodes.values())
     )

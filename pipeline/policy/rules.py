@@ -75,14 +75,17 @@ def by_role(text: str, precision: Precision, *roles: Role) -> Rule:
 def preset_rules(preset: Preset, high: Precision) -> list[Rule]:
     """Return the rules of a preset: first everything ``high``, then what the preset quantizes."""
     rules = [Rule(text=f"preset {preset}: the rest", precision=high, matches=lambda _: True)]
-    if preset in (Preset.INT8, Preset.INT8_ALL):
-        int8 = Precision.INT8
+    if preset in (Preset.INT8, Preset.INT8_ALL, Preset.FP8):
+        low = Precision.FP8 if preset is Preset.FP8 else Precision.INT8
         rules += [
-            by_role(f"preset {preset}: attention projections", int8, *PROJECTIONS),
-            by_role(f"preset {preset}: FFN", int8, *FFN),
-            by_role(f"preset {preset}: convolutions", int8, *CONVOLUTIONS),
-            by_role(f"preset {preset}: residual add of convolutions", int8, Role.RESIDUAL_ADD),
-            by_role(f"preset {preset}: linear layers", int8, Role.LINEAR),
+            by_role(f"preset {preset}: attention projections", low, *PROJECTIONS),
+            by_role(f"preset {preset}: FFN", low, *FFN),
+            by_role(f"preset {preset}: linear layers", low, Role.LINEAR),
+        ]
+    if preset in (Preset.INT8, Preset.INT8_ALL):
+        rules += [
+            by_role(f"preset {preset}: convolutions", Precision.INT8, *CONVOLUTIONS),
+            by_role(f"preset {preset}: residual add of convolutions", Precision.INT8, Role.RESIDUAL_ADD),
         ]
     if preset is Preset.INT8_ALL:
         rules.append(by_role("preset int8-all: attention matmuls", Precision.INT8, *ATTENTION_MATMULS))

@@ -13,8 +13,11 @@ from pipeline.quantize.sites import Site, sites
 from pipeline.quantize.weights import round_to_nearest, stored_scale
 from pipeline.types import Array, Precision, QuantDType, QuantSpec, Range
 
-_IR_DTYPE = {QuantDType.INT8: ir.DataType.INT8, QuantDType.UINT8: ir.DataType.UINT8}
-_NUMPY = {QuantDType.INT8: np.int8, QuantDType.UINT8: np.uint8}
+_IR_DTYPE = {
+    QuantDType.INT8: ir.DataType.INT8,
+    QuantDType.UINT8: ir.DataType.UINT8,
+    QuantDType.FP8_E4M3: ir.DataType.FLOAT8E4M3FN,
+}
 
 
 class Inserter:
@@ -80,7 +83,7 @@ class Inserter:
         base = site.tensor
         operands_ = (
             self.constant(f"{base}_scale", np.asarray(scale, dtype=self.scale_dtype(value))),
-            self.constant(f"{base}_zero_point", np.asarray(zero_point, dtype=_NUMPY[site.spec.dtype])),
+            self.constant(f"{base}_zero_point", np.asarray(zero_point, dtype=_IR_DTYPE[site.spec.dtype].numpy())),
         )
         self.pairs[site.tensor, site.spec] = operands_
         quantize = ir.node("QuantizeLinear", [value, *operands_], name=self._free(f"{base}_QuantizeLinear"))

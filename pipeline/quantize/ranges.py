@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from calibrators.calibrate import calibrator, quantization_error
+from calibrators.calibrate import best, calibrator, quantization_error
 from calibrators.collector import Statistics
 from calibrators.sketch import Sketch
 from pipeline.errors import QuantizeError
@@ -71,8 +71,8 @@ def choose_ranges(
             constant.append(site.tensor)
         options = {str(m): calibrator(m, percentile=percentile).range(sketch, site.spec) for m in methods}
         errors = {m: quantization_error(sketch, r, site.spec) / max(sketch.count, 1) for m, r in options.items()}
-        best = min(errors, key=lambda m: errors[m])
-        chosen.append(SiteRange(site=site, method=best, range=options[best], errors=errors, options=options))
+        name, limits, _ = best([(m, r, errors[m]) for m, r in options.items()], site.spec)
+        chosen.append(SiteRange(site=site, method=name, range=limits, errors=errors, options=options))
     if constant:
         notice(
             "constant-activation",

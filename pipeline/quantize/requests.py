@@ -29,7 +29,7 @@ def requests(
     """
     tensors: dict[str, None] = {}
     for family in families:
-        if family not in ("cpu", "gpu-int8"):
+        if family not in ("cpu", "gpu-int8", "gpu-fp8"):
             continue
         for asked in (_everything(model), policy):
             # A tensor that shares another one's range under this policy may stand alone under the next.

@@ -7,6 +7,7 @@ Q/DQ pairs in it, whose scales are *inputs* of the graph: one session serves eve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,14 @@ from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.insert import Inserter
 from pipeline.quantize.ranges import CANDIDATES, SiteRange, role_groups
 from pipeline.session import run, session
-from pipeline.types import Array, Feeds, Precision, Progress, silent
+from pipeline.types import Array, Feeds, Precision, Progress, TensorInfo, silent
 
 WORTH = 0.98
 """A trial replaces the choice only if it brings the noise below this share of it; less is chance on a few samples."""
 HOPELESS = 8.0
 """A candidate whose summed squared error is this many times the least is not tried at the output."""
+PIECE = 2
+"""Samples run at a time: noise only adds up, so a trial ends with the piece that makes it worse than the best so far."""
 
 
 def tune(
@@ -60,23 +63,23 @@ def tune(
     total = 1 + len(methods) + (len(groups) * len(methods) if len(groups) > 1 else 0)
     done = 0
 
-    def attempt(candidate: tuple[SiteRange, ...]) -> float:
+    def attempt(candidate: tuple[SiteRange, ...], limit: float = math.inf) -> float:
         nonlocal done
         done += 1
-        noise = trials.noise(candidate)
+        noise = trials.noise(candidate, limit)
         progress("tune", done, total)
         return noise
 
     least = attempt(best)
     for method in methods:
         candidate = tuple(r.use(method) for r in ranges)
-        if (noise := attempt(candidate)) < least * WORTH:
+        if (noise := attempt(candidate, least * WORTH)) < least * WORTH:
             best, least = candidate, noise
     for indices in groups.values() if len(groups) > 1 else ():
         start = best
         for method in methods:
             candidate = tuple(r.use(method) if i in indices else r for i, r in enumerate(start))
-            if candidate != start and (noise := attempt(candidate)) < least * WORTH:
+            if candidate != start and (noise := attempt(candidate, least * WORTH)) < least * WORTH:
                 best, least = candidate, noise
     progress("tune", total, total)
     return best
@@ -103,41 +106,47 @@ class _Trials:
         mask: str | None,
         threads: int,
     ) -> None:
-        self.feeds = feeds
         self.mask = mask
         model = models.load(path)
+        self.feeds = _pieces(feeds, models.inputs(model))
         self.outputs = [o.name for o in models.outputs(model) if np.issubdtype(o.dtype, np.floating)]
         reference = session(path, threads=threads)
-        self.expected = [run(reference, self.outputs, dict(f)) for f in feeds]
+        self.expected = [run(reference, self.outputs, dict(f)) for f in self.feeds]
         del reference
+        self.signal = np.zeros(len(self.outputs))
+        for feed, expected in zip(self.feeds, self.expected, strict=True):
+            self.signal += [_energy(self._valid(values, feed)) for values in expected]
         # The trials run in FP32: FP16's rounding is not what is being chosen here.
         inserter = Inserter(
             model, replace(plan, elsewhere=Precision.FP32), {(r.site.tensor, r.site.spec): r.range for r in ranges}
         )
         inserter.activations()
-        self.inputs = {key: _to_inputs(model.graph, pair) for key, pair in inserter.pairs.items()}
+        self.inputs = {
+            key: _to_inputs(model.graph, pair[:1] if key[1].symmetric else pair) for key, pair in inserter.pairs.items()
+        }
         serialized = ir.serde.serialize_model(model)
         assert isinstance(serialized, onnx.ModelProto)
         # The optimizer may not touch pairs whose scales it does not know, and there is nothing else worth its time.
         self.session = session(serialized.SerializeToString(), threads=threads, optimize=False, folder=path.parent)
 
-    def noise(self, ranges: Sequence[SiteRange]) -> float:
-        """Return the sum over outputs of noise energy over signal energy."""
+    def noise(self, ranges: Sequence[SiteRange], limit: float = math.inf) -> float:
+        """Return the sum over outputs of noise energy over signal energy; infinity as soon as it is beyond ``limit``."""
         scales: dict[str, Array] = {}
         for item in ranges:
             scale, zero_point = item.range.scale_zero_point(item.site.spec)
-            scale_name, scale_dtype, zero_name, dtype = self.inputs[item.site.tensor, item.site.spec]
-            scales |= {scale_name: np.asarray(scale, scale_dtype), zero_name: np.asarray(zero_point, dtype)}
-        noise = np.zeros(len(self.outputs))
-        signal = np.zeros(len(self.outputs))
+            # A symmetric pair's zero point never changes, and stays a constant of the graph.
+            for (name, dtype), value in zip(
+                self.inputs[item.site.tensor, item.site.spec], (scale, zero_point), strict=False
+            ):
+                scales[name] = np.asarray(value, dtype)
+        ratio = 0.0
         for feed, expected in zip(self.feeds, self.expected, strict=True):
             got = run(self.session, self.outputs, {**feed, **scales})
-            for index, (want, have) in enumerate(zip(expected, got, strict=True)):
-                difference, reference = self._valid(have - want, feed), self._valid(want, feed)
-                noise[index] += np.sum(np.square(difference, dtype=np.float64))
-                signal[index] += np.sum(np.square(reference, dtype=np.float64))
-        ratio = noise / np.maximum(signal, 1e-30)
-        return float(ratio.sum()) if np.all(np.isfinite(ratio)) else float("inf")
+            noise = [_energy(self._valid(have - want, feed)) for want, have in zip(expected, got, strict=True)]
+            ratio += float(np.sum(noise / np.maximum(self.signal, 1e-30)))
+            if not ratio <= limit:  # NaN neither
+                return math.inf
+        return ratio if math.isfinite(ratio) else math.inf
 
     def _valid(self, values: Array, feed: Mapping[str, Array]) -> Array:
         mask = feed.get(self.mask) if self.mask else None
@@ -149,13 +158,29 @@ class _Trials:
 _Dtype = np.dtype[np.generic]
 
 
-def _to_inputs(graph: ir.Graph, pair: tuple[ir.Value, ir.Value]) -> tuple[str, _Dtype, str, _Dtype]:
-    """Turn the constants of a pair into graph inputs; return the name and dtype of the scale and of the zero point."""
+def _pieces(feeds: Sequence[Feeds], inputs: Sequence[TensorInfo]) -> list[Feeds]:
+    """Return the batches cut to :data:`PIECE` samples, or as they are where the model does not leave the batch open."""
+    batch = {i.shape[0] if i.shape else 1 for i in inputs}
+    if len(batch) > 1 or not isinstance(next(iter(batch), 1), str):
+        return list(feeds)
+    return [
+        {name: values[start : start + PIECE] for name, values in feed.items()}
+        for feed in feeds
+        for start in range(0, len(next(iter(feed.values()))), PIECE)
+    ]
+
+
+def _energy(values: Array) -> float:
+    return float(np.sum(np.square(values, dtype=np.float64)))
+
+
+def _to_inputs(graph: ir.Graph, constants: Sequence[ir.Value]) -> list[tuple[str, _Dtype]]:
+    """Turn a pair's constants (scale, and zero point where it can change) into graph inputs; return names and dtypes."""
     found: list[tuple[str, _Dtype]] = []
-    for value in pair:
+    for value in constants:
         del graph.initializers[value.name or ""]
         value.const_value = None
         graph.inputs.append(value)
         assert value.dtype is not None
         found.append((value.name or "", value.dtype.numpy()))
-    return *found[0], *found[1]
+    return found

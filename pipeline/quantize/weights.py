@@ -1,4 +1,4 @@
-"""Quantized weights: stored as int8 beside one scale per output channel, computed while the model is saved."""
+"""Quantized weights: stored as int8 or FP8 beside one scale per output channel, computed while the model is saved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.errors import QuantizeError
-from pipeline.types import Array, QuantSpec
+from pipeline.types import Array, QuantDType, QuantSpec
 
 _TINY = 1e-30
 _HALF_STEP = np.float32(127.5 / 127)
@@ -21,7 +21,7 @@ class QuantizedWeight:
     """A weight ready to be an initializer.
 
     Attributes:
-        tensor: int8, the float weight's shape; evaluated lazily, so that only one weight is in memory at a time.
+        tensor: int8 or float8_e4m3fn, the float weight's shape; evaluated lazily, so that only one weight is in memory at a time.
         scale: float32, ``[]`` per tensor or ``[channels]`` along ``axis``.
         axis: The output-channel axis, ``None`` per tensor.
     """
@@ -39,7 +39,7 @@ def round_to_nearest(
     scale_dtype: type[np.floating],
     min_scale: Array | None = None,
 ) -> QuantizedWeight:
-    """Quantize a constant weight symmetrically, ``scale = max|w| / 127`` per output channel.
+    """Quantize a constant weight symmetrically, ``scale = max|w| / 127`` (FP8: 448) per output channel.
 
     Args:
         value: A float initializer.
@@ -60,11 +60,13 @@ def round_to_nearest(
         weight = models.read(source)
         divisor = scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
         weight = np.divide(weight, divisor, dtype=np.float32)
-        np.rint(weight, out=weight)
         np.clip(weight, -spec.dtype.qmax, spec.dtype.qmax, out=weight)
-        return ir.tensor(weight.astype(np.int8))
+        if spec.dtype is QuantDType.FP8_E4M3:
+            return ir.tensor(weight.astype(stored.numpy()))  # rounds half to even
+        return ir.tensor(np.rint(weight, out=weight).astype(np.int8))
 
-    lazy = ir.LazyTensor(quantized, dtype=ir.DataType.INT8, shape=ir.Shape(source.shape.numpy()), name=value.name)
+    stored = ir.DataType.FLOAT8E4M3FN if spec.dtype is QuantDType.FP8_E4M3 else ir.DataType.INT8
+    lazy = ir.LazyTensor(quantized, dtype=stored, shape=ir.Shape(source.shape.numpy()), name=value.name)
     return QuantizedWeight(tensor=lazy, scale=scale, axis=axis)
 
 

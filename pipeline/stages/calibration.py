@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from calibrators.collector import CollectOptions, Statistics, collect
+from calibrators.collector import CollectOptions, Statistics, collect, model_digest
 from calibrators.data.checks import ModelKind, check_data
 from calibrators.sketch import Sketch
 from pipeline import model as models
@@ -17,6 +18,8 @@ from pipeline.graph.roles import find_roles
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import plan as make_plan
 from pipeline.quantize import ranges as range_files
+from pipeline.quantize.foreign_cache import cached_ranges
+from pipeline.quantize.own_cache import write_cache
 from pipeline.quantize.ranges import SiteRange, choose_ranges
 from pipeline.quantize.requests import requests
 from pipeline.quantize.sites import Site, sites
@@ -37,7 +40,8 @@ def calibrate(run: Run, exported: Exported, canonical: Prepared) -> Statistics |
     inputs = models.inputs(model)
     wanted = requests(model, find_roles(model), run.recipe.policy, list(run.families))
     data = run.open(run.recipe.calibration, exported, inputs)
-    if run.options.dry_run or not wanted or (data is None and not _quantizes(run, model)):
+    unneeded = run.recipe.calibration.cache is not None or not _quantizes(run, model)
+    if run.options.dry_run or not wanted or (data is None and unneeded):
         return None
     if data is None:
         raise RecipeError(
@@ -47,8 +51,9 @@ def calibrate(run: Run, exported: Exported, canonical: Prepared) -> Statistics |
             "or for cpu only --policy.activations dynamic.",
         )
     shard, mask = run.options.shard, run.mask(inputs)
+    files = [run.store.sha256(file) for file in models.files(canonical.path)]
     identity = {
-        "model": [run.store.sha256(file) for file in models.files(canonical.path)],
+        "model": files,
         "data": data.digest(),
         "mask": mask,
     }
@@ -60,7 +65,7 @@ def calibrate(run: Run, exported: Exported, canonical: Prepared) -> Statistics |
         if run.options.merge:
             found = merged(run.options.merge, identity, wanted)
         else:
-            found = collect(canonical.path, wanted, data, _options(run, mask), run.progress)
+            found = collect(canonical.path, wanted, data, _options(run, mask, model_digest(files)), run.progress)
         found.save(work / out)
         if shard is not None:
             write_identity(work / identity_file(out), identity)
@@ -94,36 +99,49 @@ def ranges(
     data = run.open(section, exported, inputs)
     found: dict[str, tuple[SiteRange, ...]] = {}
     for name, made in plans.items():
-        if made.dynamic or not made.quantized() or statistics is None:
+        if made.dynamic or not made.quantized() or (statistics is None and section.cache is None):
             found[name] = ()
             continue
         out = f"variants/{name}/ranges.json"
+        # TensorRT's calibration cache holds symmetric INT8 ranges and nothing else.
+        own_cache = f"calibration/{section.method}.cache" if name == "gpu-int8" else None
 
-        def produce(work: Path, made: PrecisionPlan = made, out: str = out) -> None:
-            assert statistics is not None
+        def produce(work: Path, made: PrecisionPlan = made, out: str = out, own_cache: str | None = own_cache) -> None:
             model = models.load(canonical.path)
             places = sites(model, made)
-            _refuse_nonfinite_inputs(places, statistics, models.inputs(model), section.data)
-            chosen = choose_ranges(places, statistics, section.method, percentile=section.percentile)
-            if section.method is Method.AUTO:
+
+            def choose(some: Sequence[Site]) -> tuple[SiteRange, ...]:
+                assert statistics is not None
+                _refuse_nonfinite_inputs(tuple(some), statistics, models.inputs(model), section.data)
+                return choose_ranges(some, statistics, section.method, percentile=section.percentile)
+
+            if section.cache is None:
+                chosen = choose(places)
+            else:
+                chosen = cached_ranges(section.cache, places, choose if statistics is not None else None)
+            if section.method is Method.AUTO and section.cache is None:
                 feeds = _first(data, TUNING_SAMPLES, inputs)
                 chosen = tune(
                     canonical.path, made, chosen, feeds,
                     mask=run.mask(inputs), threads=run.recipe.threads, progress=run.progress,
                 )  # fmt: skip
             (work / out).write_text(range_files.to_json(chosen), encoding="utf-8")
+            if own_cache is not None:
+                write_cache(work / own_cache, chosen)
 
         read = {
             "model": canonical.path,
             "plan": run.directory / f"variants/{name}/precision_plan.json",
-            "statistics": run.directory / STATISTICS,
+            "statistics": run.directory / STATISTICS if statistics is not None else None,
+            "cache": section.cache,
             "method": section.method,
             "percentile": section.percentile,
             # Statistics do not depend on the samples' order, but the ones that `auto` tries out do.
             "tuned_on": data.digest() if data is not None and section.method is Method.AUTO else None,
             "mask": run.mask(inputs),
         }
-        result = run.stage(f"ranges/{name}", read, [out], produce)
+        outputs = [out] if own_cache is None else [out, own_cache]
+        result = run.stage(f"ranges/{name}", read, outputs, produce)
         found[name] = range_files.from_json(result.paths[out].read_text(encoding="utf-8"))
     return found
 
@@ -134,7 +152,7 @@ def _kind(exported: Exported, inputs: tuple[TensorInfo, ...]) -> ModelKind:
     return ModelKind.VISION if any(len(i.shape) == 4 for i in inputs) else ModelKind.ENCODER
 
 
-def _options(run: Run, mask: str | None) -> CollectOptions:
+def _options(run: Run, mask: str | None, model_sha256: str) -> CollectOptions:
     # What is not finite is counted, and refused only if a plan quantizes it.
     memory_bytes = run.recipe.calibration.memory_mb << 20
     return CollectOptions(
@@ -143,6 +161,7 @@ def _options(run: Run, mask: str | None) -> CollectOptions:
         mask=mask,
         shard=run.options.shard,
         refuse_nonfinite=False,
+        model_sha256=model_sha256,
     )
 
 

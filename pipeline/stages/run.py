@@ -178,7 +178,7 @@ class Run:
     def _families(self) -> dict[str, list[Target]]:
         preset = self.recipe.policy.preset
         rules = [r.precision for r in self.recipe.policy.rules]
-        asked = {Precision.INT8 if preset in (Preset.INT8, Preset.INT8_ALL) else Precision(str(preset))}
+        asked = {Precision.INT8 if preset is Preset.INT8_ALL else Precision(str(preset))}
         families: dict[str, list[Target]] = {}
         for device in self.targets.values():
             for precision in (*asked, *rules):

@@ -46,7 +46,8 @@ _LINKED = re.compile(r"^(?:create|get|init)\w+$")
 def names(extension: Path) -> set[str]:
     """Return ``Class`` and ``Class.attribute`` of everything public in an extension module that can be imported."""
     spec = importlib.util.spec_from_file_location("tensorrt_bindings.tensorrt", extension)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = {name for name in dir(module) if not name.startswith("_")}
@@ -65,7 +66,16 @@ def _in_another_process(wheel: Path) -> set[str]:
         code = "".join(f"void {s}(void) {{}}\n" for s in sorted(set(symbols)) if _LINKED.match(s))
         (folder / "empty.c").write_text(code, encoding="utf-8")
         for library in set(re.findall(r"\[(libnv[^]]+)\]", _run("readelf", "-d", str(extension)))):
-            _run("gcc", "-shared", "-fPIC", "-w", "-o", str(folder / library), f"-Wl,-soname,{library}", f"{folder}/empty.c")
+            _run(
+                "gcc",
+                "-shared",
+                "-fPIC",
+                "-w",
+                "-o",
+                str(folder / library),
+                f"-Wl,-soname,{library}",
+                f"{folder}/empty.c",
+            )
         environment = {"LD_LIBRARY_PATH": name}
         code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import tensorrt_api as t; from pathlib import Path; "
         code += f"print('\\n'.join(sorted(t.names(Path({str(extension)!r})))))"
@@ -93,6 +103,9 @@ def _text(version: tuple[int, ...]) -> str:
     return ".".join(str(part) for part in version)
 
 
+_KEPT_DUNDERS = ("__init__", "__int__", "__bool__", "__buffer__", "__len__", "__getitem__")
+
+
 class _Reduce(ast.NodeTransformer):
     """Take docstrings out, and replace every type that is not kept by ``Any``."""
 
@@ -103,7 +116,7 @@ class _Reduce(ast.NodeTransformer):
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
-        if node.name.startswith("__") and node.name not in ("__init__", "__bool__", "__buffer__", "__len__", "__getitem__"):
+        if node.name.startswith("__") and node.name not in _KEPT_DUNDERS:
             return None
         if "overload" in " ".join(map(ast.unparse, node.decorator_list)):
             # Of several signatures the first: the others differ in types that are Any here.
@@ -112,7 +125,13 @@ class _Reduce(ast.NodeTransformer):
             self.overloaded.add(node.name)
             node.decorator_list = []
         node.body = [ast.Expr(ast.Constant(...))]
-        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg):
+        for argument in (
+            *node.args.posonlyargs,
+            *node.args.args,
+            *node.args.kwonlyargs,
+            node.args.vararg,
+            node.args.kwarg,
+        ):
             if argument is not None and argument.annotation is not None:
                 argument.annotation = _known(argument.annotation)
             if argument is not None:
@@ -149,10 +168,14 @@ def types(wheel: Path) -> str:
         source = archive.read("tensorrt_bindings/tensorrt.pyi").decode()
     # What stubgen made of C++ signatures that Python cannot write: a parameter called `in`, a default in the middle.
     source = re.sub(r"\bin: list", "inputs: list", source)
-    source = source.replace("power: Weights = None, channel_axis: int", "power: Weights = None, channel_axis: int = ...")
+    source = source.replace(
+        "power: Weights = None, channel_axis: int", "power: Weights = None, channel_axis: int = ..."
+    )
     kept = [_Reduce().visit(n) for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name in CLASSES]
     body = "\n\n".join(ast.unparse(ast.fix_missing_locations(node)) for node in kept)
-    head = '"""The part of tensorrt-stubs (MIT licence, sync.dev) that we use; made by tests/engines/tensorrt_api.py."""\n'
+    head = (
+        '"""The part of tensorrt-stubs (MIT licence, sync.dev) that we use; made by tests/engines/tensorrt_api.py."""\n'
+    )
     tail = "def nptype(trt_type: DataType) -> Any: ...\ndef init_libnvinfer_plugins(logger: Any, namespace: str) -> bool: ...\n"
     return f"{head}\nfrom typing import Any, ClassVar\n\n__version__: str\n\n{tail}\n{body}\n"
 

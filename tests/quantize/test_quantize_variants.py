@@ -10,7 +10,7 @@ import pytest
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
 from pipeline.policy.plan import NodePlan, PrecisionPlan
-from pipeline.policy.planning import CPU_INT8, GPU_INT8
+from pipeline.policy.planning import CPU_INT8, GPU_FP8, GPU_INT8
 from pipeline.quantize.quantize import quantize
 from pipeline.quantize.ranges import SiteRange
 from pipeline.quantize.sites import sites
@@ -178,3 +178,37 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
         out = quantize(path, plan, ranges, tmp_path / name / "model.onnx").path
         texts.append([f.read_bytes() for f in models.files(out)])
     assert texts[0] == texts[1]
+
+
+def fake_e4m3(x: np.ndarray, amax: float | np.ndarray) -> np.ndarray:
+    """FP8 E4M3 with scale amax / 448, by the type's definition: 3 mantissa bits, exponents from -6, no infinity."""
+    scale = np.float64(np.float16(np.float32(amax) / 448)) if np.ndim(amax) == 0 else (amax / np.float32(448))
+    value = np.clip(x / scale, -448, 448)
+    exponent = np.maximum(np.floor(np.log2(np.maximum(np.abs(value), 2.0**-20))), -6)
+    step = 2.0 ** (exponent - 3)
+    return np.rint(value / step) * step * scale
+
+
+def test_fp8_equals_the_formula(tmp_path: Path) -> None:
+    path, w = mlp(tmp_path / "mlp.onnx")
+    base = plan_for(path, "gpu-fp8", {"up", "down"})
+    nodes = tuple(replace(n, precision=Precision.FP8) if n.precision is Precision.INT8 else n for n in base.nodes)
+    plan = replace(base, nodes=nodes, formats={Precision.FP8: GPU_FP8}, elsewhere=Precision.FP32)
+    out = quantize(path, plan, ranges_for(path, plan, {"x": (-3.5, 3.5), "r": (0, 25)}), tmp_path / "q.onnx").path
+    model = onnx.load(out)
+    onnx.checker.check_model(model, full_check=True)
+    types = {i.data_type for i in model.graph.initializer if len(i.dims) == 2}
+    assert types == {onnx.TensorProto.FLOAT8E4M3FN}
+    x = np.random.default_rng(5).normal(size=(7, 32)).astype(np.float32)
+
+    def exact(values: np.ndarray, amax: float) -> np.ndarray:
+        return fake_e4m3(values / np.float32(amax / 448), 448.0) * np.float32(amax / 448)
+
+    columns = {k: np.abs(w[k]).max(axis=0) for k in ("w1", "w2")}
+    hidden = exact(x, 3.5) @ fake_e4m3(w["w1"], columns["w1"]) + w["b1"]
+    want = exact(np.maximum(hidden, 0), 25.0) @ fake_e4m3(w["w2"], columns["w2"])
+    got = run(out, x)
+    # A value on the edge of two steps may fall to either side in float32.
+    assert np.mean(np.abs(got - want) > 0.02 * np.abs(want).max()) < 0.02
+    reference = run(path, x)
+    assert np.abs(got - reference).max() / np.abs(reference).max() < 0.1

@@ -156,10 +156,14 @@ def _reorder(b: Builder, draw: st.DrawFn, name: str, shape: Shape) -> None:
 
 
 def _attention(b: Builder, draw: st.DrawFn, name: str, shape: Shape) -> None:
-    """Scores of a value with itself, and their softmax times it."""
+    """Scores of a value with itself, and their softmax times it; normalized, as a steep softmax magnifies any error."""
+    b.add("LayerNormalization", [name, b.weight(shape[1])], shape, axis=-1)
+    name = b.values[-1][0]
     b.add("Transpose", [name], (shape[1], shape[0]), perm=[0, 2, 1])
     b.add("MatMul", [name, b.values[-1][0]], (shape[0], shape[0]))
     if draw(st.booleans()):
+        b.constants.setdefault("quarter", np.array(0.25, np.float32))
+        b.add("Mul", [b.values[-1][0], "quarter"], (shape[0], shape[0]))
         b.add("Softmax", [b.values[-1][0]], (shape[0], shape[0]), axis=-1)
         b.add("MatMul", [b.values[-1][0], name], shape)
 

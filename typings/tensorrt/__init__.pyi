@@ -101,6 +101,9 @@ class BuilderFlag:
     def __init__(self, value: int) -> None:
         ...
 
+    def __int__(self) -> int:
+        ...
+
     @property
     def name(self) -> str:
         ...
@@ -117,6 +120,9 @@ class CalibrationAlgoType:
     __members__: ClassVar[dict[str, CalibrationAlgoType]]
 
     def __init__(self, value: int) -> None:
+        ...
+
+    def __int__(self) -> int:
         ...
 
     @property
@@ -143,6 +149,9 @@ class DataType:
     __members__: ClassVar[dict[str, DataType]]
 
     def __init__(self, value: int) -> None:
+        ...
+
+    def __int__(self) -> int:
         ...
 
     @property
@@ -186,6 +195,9 @@ class HardwareCompatibilityLevel:
     __members__: ClassVar[dict[str, HardwareCompatibilityLevel]]
 
     def __init__(self, value: int) -> None:
+        ...
+
+    def __int__(self) -> int:
         ...
 
     @property
@@ -623,6 +635,9 @@ class ILogger:
         def __init__(self, value: int) -> None:
             ...
 
+        def __int__(self) -> int:
+            ...
+
         @property
         def name(self) -> str:
             ...
@@ -981,6 +996,9 @@ class LayerInformationFormat:
     def __init__(self, value: int) -> None:
         ...
 
+    def __int__(self) -> int:
+        ...
+
     @property
     def name(self) -> str:
         ...
@@ -1001,6 +1019,9 @@ class MemoryPoolType:
     def __init__(self, value: int) -> None:
         ...
 
+    def __int__(self) -> int:
+        ...
+
     @property
     def name(self) -> str:
         ...
@@ -1017,6 +1038,9 @@ class NetworkDefinitionCreationFlag:
     __members__: ClassVar[dict[str, NetworkDefinitionCreationFlag]]
 
     def __init__(self, value: int) -> None:
+        ...
+
+    def __int__(self) -> int:
         ...
 
     @property
@@ -1136,6 +1160,9 @@ class ProfilingVerbosity:
     def __init__(self, value: int) -> None:
         ...
 
+    def __int__(self) -> int:
+        ...
+
     @property
     def name(self) -> str:
         ...
@@ -1183,6 +1210,9 @@ class TacticSource:
     def __init__(self, value: int) -> None:
         ...
 
+    def __int__(self) -> int:
+        ...
+
     @property
     def name(self) -> str:
         ...
@@ -1198,6 +1228,9 @@ class TensorIOMode:
     __members__: ClassVar[dict[str, TensorIOMode]]
 
     def __init__(self, value: int) -> None:
+        ...
+
+    def __int__(self) -> int:
         ...
 
     @property
@@ -1216,6 +1249,9 @@ class TilingOptimizationLevel:
     __members__: ClassVar[dict[str, TilingOptimizationLevel]]
 
     def __init__(self, value: int) -> None:
+        ...
+
+    def __int__(self) -> int:
         ...
 
     @property
