@@ -35,7 +35,7 @@ class BuildResult:
     Attributes:
         directory: The build directory.
         report: The content of ``report.json``; ``None`` if the build stopped before validation.
-        exit_code: 0; 3 if a verdict failed; 4 if a target that was required is not built.
+        exit_code: 0; 3 if a verdict failed or a variant does not compile for a target; 4 if a target that was required is not built.
         summary: What happened, for people.
     """
 
@@ -119,6 +119,7 @@ def _result(run: Run, report: Report | None) -> BuildResult:
         return BuildResult(directory=run.directory, report=None, exit_code=0, summary="\n".join(lines))
     passed = report.verdict is VerdictStatus.PASSED
     failed = report.verdict is VerdictStatus.FAILED or (run.options.require_verdict and not passed)
+    failed = failed or any(t.status == "failed" for t in report.targets.values())
     missing = run.options.require_built and any(t.status != "built" for t in report.targets.values())
     return BuildResult(
         directory=run.directory,
@@ -132,11 +133,11 @@ def _sizes(run: Run) -> list[str]:
     """Return what every planned variant is expected to weigh."""
     lines = []
     for result in run.results:
-        if result.name.startswith("plan/"):
+        if result.name.startswith("dry-run/"):
             counts = ", ".join(f"{n} nodes {p}" for p, n in result.facts["counts"].items())
             expected, fp32 = result.facts["expected_bytes"], result.facts["fp32_bytes"]
             lines.append(
-                f"{result.name.removeprefix('plan/')}: {counts}; expected size {expected / 1e6:.1f} MB "
+                f"{result.name.removeprefix('dry-run/')}: {counts}; expected size {expected / 1e6:.1f} MB "
                 f"({expected / fp32:.0%} of FP32's {fp32 / 1e6:.1f} MB)"
             )
     return lines

@@ -256,13 +256,13 @@ def _build(ctx: typer.Context, flags: Flags, *, until: str | None = None, **more
             _show_plans(result.directory)
         output.show(result.summary)
         if more.get("dry_run"):
-            output.show(f"every node: python -m pipeline inspect -v {result.directory}")
+            output.show("every node and its rule: after the build, python -m pipeline inspect -v DIR")
     raise typer.Exit(result.exit_code)
 
 
 def _show_plans(directory: Path) -> None:
     from pipeline.inspection import precision_plans
 
-    for table in precision_plans(directory):
+    for table in precision_plans(directory, folder="dry-run"):
         output.show_table(table.render())
         output.show("")

@@ -48,15 +48,16 @@ def inspect_path(path: Path, *, verbose: bool = False) -> Inspection:
     )
 
 
-def precision_plans(directory: Path, *, verbose: bool = False) -> list[Table]:
+def precision_plans(directory: Path, *, folder: str = "variants", verbose: bool = False) -> list[Table]:
     """Return the precision plan of every variant in a build directory; none if nothing was planned there.
 
     Args:
         directory: What ``-o`` named.
+        folder: Where the plans are in it.
         verbose: A row for every node; without it one for all nodes of a role that the same rule decided.
     """
     table = _every_node if verbose else _by_rule
-    return [table(_read(file)) for file in sorted(directory.glob("variants/*/precision_plan.json"))]
+    return [table(_read(file)) for file in sorted(directory.glob(f"{folder}/*/precision_plan.json"))]
 
 
 def _roles(path: Path, verbose: bool) -> Inspection:

@@ -368,7 +368,7 @@ def write_plan(folder):
 
 
 def test_dry_run_shows_the_precision_plan(fake, tmp_path):
-    write_plan(tmp_path / "out/variants/cpu")
+    write_plan(tmp_path / "out/dry-run/cpu")
     lines = ok("build", "model.onnx", "-o", "out", "--dry-run").stdout.splitlines()
     assert any(line.split() == ["int8", "1", "linear", "MatMul", "3", "preset", "[int8]"] for line in lines)
     assert lines[-2:] == ["all good, in build/x", "every node: python -m pipeline inspect -v out"]

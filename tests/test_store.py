@@ -68,13 +68,13 @@ def test_runs_once_and_returns_the_same_facts_again(tmp_path):
 
 
 def test_key_is_canonical_json_of_everything_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "_version", lambda: "9.9")
+    monkeypatch.setattr(store_module, "_versions", lambda: {"numpy": "9.9"})
     file = tmp_path / "in.bin"
     file.write_bytes(b"abc")
     result = run(Store(tmp_path / "b"), Counted(), {"b": [1, file], "a": "ü"})
     text = (
         '{"inputs":{"a":"ü","b":[1,{"sha256":"' + hashlib.sha256(b"abc").hexdigest() + '"}]},'
-        '"outputs":["out/a.txt"],"stage":"write","version":"9.9"}'
+        '"outputs":["out/a.txt"],"stage":"write","versions":{"numpy":"9.9"}}'
     )
     assert result.key == hashlib.sha256(text.encode()).hexdigest()
 
@@ -100,7 +100,7 @@ def test_order_of_keys_does_not_matter(tmp_path):
 def test_package_version_is_part_of_the_key(tmp_path, monkeypatch):
     produce = Counted()
     run(Store(tmp_path), produce)
-    monkeypatch.setattr(store_module, "_version", lambda: "another")
+    monkeypatch.setattr(store_module, "_versions", lambda: {"numpy": "another"})
     run(Store(tmp_path), produce)
     assert produce.runs == 2
 

@@ -6,14 +6,12 @@ TensorRT 11 removed all of it, so this module is imported only after
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from calibrators import cache_file
 from engines.tensorrt.binding import trt
 from engines.tensorrt.buffers import DeviceBuffers
+from engines.tensorrt.cache_bytes import cache_bytes
 from engines.tensorrt.options import Implicit, ImplicitCalibrator
 from pipeline.errors import EngineError
 from pipeline.types import Feeds, Precision
@@ -115,18 +113,3 @@ class MinMaxCalibrator(trt.IInt8MinMaxCalibrator):
     def write_calibration_cache(self, cache: Any) -> None:
         """Keep what TensorRT found."""
         self._source.keep(cache)
-
-
-def cache_bytes(scales: Mapping[str, float], algorithm: str, version: str) -> bytes:
-    """Return a calibration cache as the installed TensorRT writes it.
-
-    Args:
-        scales: Tensor to scale.
-        algorithm: One of :data:`calibrators.cache_file.ALGORITHMS`: TensorRT passes over another class's cache.
-        version: TensorRT's version; 10.13.3.9 is ``101303`` in a cache's first line.
-    """
-    major, minor, patch = (int(part) for part in version.split(".")[:3])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "calibration.cache"
-        cache_file.write(path, scales, algorithm=algorithm, trt_version=f"{major * 10000 + minor * 100 + patch}")
-        return path.read_bytes()

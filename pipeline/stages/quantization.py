@@ -19,15 +19,17 @@ from pipeline.policy.sizes import expected_bytes
 from pipeline.quantize.costs import read_costs
 from pipeline.quantize.quantize import quantize as write_variant
 from pipeline.quantize.ranges import SiteRange
-from pipeline.stages.run import STATISTICS, Run, step
+from pipeline.stages.run import DRY_RUN, STATISTICS, Run, step
 
 
 @step
 def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[str, PrecisionPlan]:
     """The precision of every node, for every family of targets."""
     plans = {}
+    # A dry run leaves a finished build as it is.
+    folder, stage = (DRY_RUN, "dry-run") if run.options.dry_run else ("variants", "plan")
     for name in run.families:
-        out = f"variants/{name}/precision_plan.json"
+        out = f"{folder}/{name}/precision_plan.json"
         half = name.startswith("gpu")
         costs_file = run.recipe.costs if name == "cpu" else None
         if half and statistics is None and not run.options.dry_run:
@@ -55,7 +57,7 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
             "costs": costs_file,
             "statistics": run.directory / STATISTICS if half and statistics is not None else None,
         }
-        result = run.stage(f"plan/{name}", inputs, [out], produce)
+        result = run.stage(f"{stage}/{name}", inputs, [out], produce)
         plans[name] = PrecisionPlan.from_json(result.paths[out].read_text(encoding="utf-8"))
     return plans
 

@@ -29,6 +29,7 @@ STATISTICS = "calibration/statistics.safetensors"
 MASK = "attention_mask"
 
 RECIPE = ".stages/recipe.json"
+DRY_RUN = "dry-run"
 
 STAGES = ("export", "prepare", "calibrate", "plan", "ranges", "quantize", "engines", "validate", "publish")
 """Stages in order; a build can stop after each."""
@@ -129,7 +130,8 @@ class Run:
             raise RecipeError(f"There is no stage {self.options.until!r}.", fix=f"Stages are {', '.join(STAGES)}.")
         with self.store.locked(), collecting() as notices:
             self.notices = notices
-            write_atomically(self.directory / RECIPE, json.dumps(to_dict(self.recipe), indent=1) + "\n")
+            if not self.options.dry_run:
+                write_atomically(self.directory / RECIPE, json.dumps(to_dict(self.recipe), indent=1) + "\n")
             with contextlib.suppress(Reached):
                 yield
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_graphs import graphs
+from random_graphs import Builder, graphs
 
 from pipeline.build import BuildOptions, build
 from pipeline.recipe import parse
@@ -106,6 +106,17 @@ def check(proto: onnx.ModelProto, x: np.ndarray, method: str) -> int:
                     measured = sqnr_db(want, got)
                     assert measured > bound, (family, optimize, output.name, measured, bound)
     return pairs
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 1e3])
+def test_activations_of_any_size(size: float) -> None:
+    """Biases would drown small activations; without them only their relative error counts."""
+    builder = Builder(rng=np.random.default_rng(3))
+    builder.add("MatMul", ["x", builder.weight(32, 64, fan_in=32)], (64,))
+    builder.add("Relu", ["v0"], (64,))
+    builder.add("MatMul", ["v1", builder.weight(64, 16, fan_in=64)], (16,))
+    x = (size * builder.rng.normal(size=(8, 32))).astype(np.float32)
+    assert check(builder.model((32,), [("v2", (16,))]), x, "minmax") >= 8
 
 
 @given(graphs(), st.sampled_from(["minmax", "mse", "auto"]))

@@ -1,0 +1,95 @@
+"""Rules about where pairs stand around Concat and Add."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.lint.finding import Severity
+from pipeline.lint.operators import CONVS, PRODUCTS
+from pipeline.lint.qdq_graph import QdqGraph
+from pipeline.lint.quantizer import Quantizer
+from pipeline.lint.repair import free_one_branch, share_concat_scales
+from pipeline.lint.rule import Hit, rule
+
+
+@rule(
+    "QDQ205",
+    "unshared-concat-scales",
+    severity=Severity.WARNING,
+    fix="Give all inputs of the Concat the largest of their scales, or quantize its output again.",
+    repair=share_concat_scales,
+)
+def unshared_concat_scales(graph: QdqGraph) -> Iterator[Hit]:
+    """A product that reads a Concat of dequantized tensors multiplies INT8 only if they share one scale. With different scales
+    it runs in floating point (a convolution moved a third more bytes); where the Concat's output is quantized again,
+    different scales cost nothing.
+
+    Source: TensorRT documentation, "Q/DQ Layer-Placement Recommendations"; measured.
+    """  # noqa: D205
+    for node in graph.nodes:
+        if node.op_type != "Concat" or node.domain != "":
+            continue
+        scales = {float(q.scale.array.reshape(-1)[0]) for q in concatenated(graph, node.inputs) if q.scale.array is not None}
+        if len(scales) < 2:
+            continue
+        readers = [n for n in graph.readers(node.outputs[0]) if n.op_type in PRODUCTS]
+        if readers:
+            what = f"{len(scales)} different scales, {min(scales):.4g} to {max(scales):.4g}, in front of {readers[0].op_type}"
+            yield Hit(node=node, tensor=node.outputs[0], message=what)
+
+
+def concatenated(graph: QdqGraph, values: object) -> list[Quantizer]:
+    """Return the DQ of every dequantized value that has one scale."""
+    assert isinstance(values, tuple | list)
+    found = [graph.dequantizer(v) for v in values]
+    return [q for q in found if q is not None and q.per_tensor]
+
+
+@rule(
+    "QDQ206",
+    "both-add-branches",
+    severity=Severity.NOTE,
+    fix="Where full TensorRT shows a slower engine, leave the branch that a product made in floating point.",
+    repair=free_one_branch,
+)
+def both_add_branches(graph: QdqGraph) -> Iterator[Hit]:
+    """The literature advises to quantize the residual branch of an Add only, so that the Add fuses with the product before it.
+    TensorRT for RTX fuses neither way, and moved fewer bytes with both branches quantized; only full TensorRT on a GPU can
+    tell.
+
+    Source: TensorRT documentation, "Q/DQ Layer-Placement Recommendations"; measured to be false for TensorRT for RTX.
+    """  # noqa: D205
+    if graph.target is not None and graph.target.runtime == "tensorrt-rtx":
+        return
+    for node in graph.nodes:
+        if node.op_type != "Add" or len(node.inputs) != 2:
+            continue
+        both = [graph.dequantizer(v) for v in node.inputs]
+        if all(q is not None and not graph.is_constant(q.data) for q in both):
+            yield Hit(node=node, message="both branches are quantized")
+
+
+@rule("QDQ210", "one-sided", severity=Severity.WARNING, fix="Quantize both operands, or neither.")
+def one_sided(graph: QdqGraph) -> Iterator[Hit]:
+    """A convolution multiplies INT8 or FP8 only if its input and its weight are both quantized; with one of them, it is a float
+    convolution with more kernels. The same holds of a matrix product whose activation alone is quantized. (One whose weight
+    alone is quantized stays fused: weight-only quantization.)
+
+    Source: measured.
+    """  # noqa: D205
+    for node in graph.nodes:
+        if node.op_type not in PRODUCTS or node.domain != "" or len(node.inputs) < 2:
+            continue
+        left, right = (graph.dequantizer(v) for v in node.inputs[:2])
+        constant = node.inputs[1] is not None and graph.is_constant(node.inputs[1])
+        if left is not None and right is None and constant:
+            yield Hit(node=node, tensor=node.inputs[1], message="its input is quantized and its weight is not")
+        elif right is not None and left is None and node.op_type in CONVS and not _signed_zero(right):
+            yield Hit(node=node, tensor=node.inputs[0], message="its weight is quantized and its input is not")
+
+
+def _signed_zero(q: Quantizer) -> bool:
+    """Whether a weight has no values at all, so that nothing is lost."""
+    return q.scale.array is not None and not np.any(q.scale.array)

@@ -1,0 +1,134 @@
+"""Rules about data types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from pipeline.lint.finding import Severity
+from pipeline.lint.operators import PRODUCTS, SAME_OPERANDS
+from pipeline.lint.qdq_graph import QdqGraph
+from pipeline.lint.quantizer import FLOATS, QUANTIZED, Quantizer
+from pipeline.lint.rule import Hit, rule
+from pipeline.lint.rules.bias import is_bias
+
+NEEDS = {
+    ir.DataType.FLOAT8E4M3FN: (8, 9),
+    ir.DataType.INT4: (8, 0),
+    ir.DataType.FLOAT4E2M1: (10, 0),
+}
+"""Smallest compute capability of a type: measured for SM75, 80, 86, 89 and 120; 10.0 from TensorRT's support matrix."""
+
+_NARROW = frozenset({"TRT_FP8DequantizeLinear", "TRT_INT4DequantizeLinear", "TRT_MXFP8DequantizeLinear"})
+"""TensorRT's own operators that read a quantized constant, as Model-Optimizer writes them."""
+
+
+@rule("QDQ105", "unsupported-type", fix="Quantize floating-point tensors to INT8, FP8 (E4M3FN), INT4 or FP4 (E2M1).")
+def unsupported_type(graph: QdqGraph) -> Iterator[Hit]:
+    """TensorRT quantizes FP32, FP16 and BF16 to INT8, FP8 E4M3FN, INT4 and FP4 E2M1, with scales of those float types. The
+    parser refuses other types: UINT8 that is dequantized without a Q before it, 16-bit, UINT4, E5M2, the FNUZ types, and
+    E8M0 scales outside its own TRT_MXFP8 operators.
+
+    Source: onnx-tensorrt, onnxOpImporters.cpp ("TensorRT only allows FP8, INT8, INT4, and FP4 quantization"), and its
+    importer of initializers; measured.
+    """  # noqa: D205
+    for q in graph.quantizers.values():
+        message = _type_fault(graph, q)
+        if message:
+            yield Hit(node=q.node, tensor=q.data, message=message)
+
+
+def _type_fault(graph: QdqGraph, q: Quantizer) -> str:
+    data, scale, zero = graph.dtype(q.data), q.scale.dtype, q.zero_point
+    if scale is not None and scale not in FLOATS and graph.dequantizer(q.scale.value) is None:
+        return f"the scale is {scale.name}"
+    if q.quantizes:
+        if data is not None and data not in FLOATS:
+            return f"it quantizes {data.name}, which is no floating-point type"
+        if zero is None and q.output_dtype is not None and q.output_dtype not in QUANTIZED:
+            return f"it quantizes to {q.output_dtype.name}"
+    elif data is not None and data not in QUANTIZED and not (data is ir.DataType.INT32 and is_bias(graph, q)):
+        return f"it dequantizes {data.name}"
+    imported = QUANTIZED | {ir.DataType.UINT8, ir.DataType.INT32}
+    if zero is not None and zero.constant and zero.dtype is not None and zero.dtype not in imported:
+        return f"the zero point is {zero.dtype.name}"
+    return ""
+
+
+@rule("QDQ108", "type-not-on-target", fix="Quantize to a type that the GPU has, or choose another target.")
+def type_not_on_target(graph: QdqGraph) -> Iterator[Hit]:
+    """FP8 needs SM89 or newer, INT4 SM80, FP4 a Blackwell GPU. The builder refuses them elsewhere, also where the values are
+    only stored in that type.
+
+    Source: measured: "Cannot compile for target(s) sm80, because the model contains HW-specific datatypes: fp8_e4m3".
+    """  # noqa: D205
+    target = graph.target
+    if target is None or target.compute_capability is None:
+        return
+    for q in graph.quantizers.values():
+        held = q.made if q.quantizes else graph.dtype(q.data)
+        needed = NEEDS.get(held) if held is not None else None
+        if held is not None and needed is not None and target.compute_capability < needed:
+            what = f"{target.title} is {target.sm} and has no {held.name} (needs SM{needed[0]}{needed[1]})"
+            yield Hit(node=q.node, tensor=q.data, message=what)
+
+
+@rule("QDQ111", "mixed-float-types", fix="Store scales in the type of the tensor that they belong to.")
+def mixed_float_types(graph: QdqGraph) -> Iterator[Hit]:
+    """A DQ makes the type of its scale, and a strongly typed network does not convert by itself: where that meets another
+    float type, the parser refuses the graph. A Q whose scale has another type than its input compiles, but ONNX allows it
+    only from opset 23 on.
+
+    Source: measured: "IMatrixMultiplyLayer must have same input types"; ONNX QuantizeLinear.
+    """  # noqa: D205
+    for node in graph.nodes:
+        if node in graph.quantizers:
+            q = graph.quantizers[node]
+            data, scale = graph.dtype(q.data), q.scale.dtype
+            if q.quantizes and data in FLOATS and scale in FLOATS and data is not scale and graph.opset < 23:
+                what = f"a scale of {scale.name} for a tensor of {data.name}"
+                yield Hit(node=node, tensor=q.scale.value, message=what, severity=Severity.WARNING)
+            continue
+        if node.op_type in SAME_OPERANDS and node.domain == "":
+            read = [v for v in node.inputs[SAME_OPERANDS[node.op_type]] if v is not None]
+            types = {graph.dtype(v) for v in read} & FLOATS
+            if len(types) > 1:
+                yield Hit(node=node, message=f"{node.op_type} reads {' and '.join(sorted(t.name for t in types))}")
+
+
+@rule("QDQ112", "bare-quantized-constant", fix="Dequantize the constant first: DequantizeLinear, then Gather or Transpose.")
+def bare_quantized_constant(graph: QdqGraph) -> Iterator[Hit]:
+    """A constant of INT8, FP8, INT4 or FP4 may only be read by a DequantizeLinear; not even a Transpose, Reshape or Gather may
+    stand between. The builder refuses the rest.
+
+    Source: measured: "Quantized constant is only allowed before DQ or PLUGIN".
+    """  # noqa: D205
+    for node in graph.nodes:
+        if node.op_type in _NARROW:
+            continue
+        q = graph.quantizers.get(node)
+        for index, value in enumerate(node.inputs):
+            allowed = q is not None and (index == 2 or (index == 0 and not q.quantizes))
+            if value is None or allowed or not graph.is_stored(value) or graph.dtype(value) not in QUANTIZED:
+                continue
+            dtype = graph.dtype(value)
+            assert dtype is not None
+            yield Hit(node=node, tensor=value, message=f"{node.op_type} reads a constant of {dtype.name}")
+
+
+@rule("QDQ113", "mixed-quantized-types", fix="Quantize both operands to one type, or only one of them.")
+def mixed_quantized_types(graph: QdqGraph) -> Iterator[Hit]:
+    """A matrix product or convolution multiplies operands of one quantized type. INT8 times FP8, INT4 or FP4 is refused by the
+    builder, on every GPU.
+
+    Source: measured: "MyelinCheckException: Input and filter have to be the same type".
+    """  # noqa: D205
+    for node in graph.nodes:
+        if node.op_type not in PRODUCTS or node.domain != "":
+            continue
+        both = [graph.dequantizer(v) for v in node.inputs[:2]]
+        types = {graph.dtype(q.data) for q in both if q is not None} & QUANTIZED
+        if len(types) > 1:
+            names = " x ".join(sorted(t.name for t in types))
+            yield Hit(node=node, message=f"{node.op_type} multiplies {names}")
