@@ -256,7 +256,7 @@ def _build(ctx: typer.Context, flags: Flags, *, until: str | None = None, **more
             _show_plans(result.directory)
         output.show(result.summary)
         if more.get("dry_run"):
-            output.show("every node and its rule: after the build, python -m pipeline inspect -v DIR")
+            output.show(f"every node: python -m pipeline inspect -v {result.directory / 'dry-run'}")
     raise typer.Exit(result.exit_code)
 
 

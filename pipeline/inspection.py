@@ -37,9 +37,11 @@ def inspect_path(path: Path, *, verbose: bool = False) -> Inspection:
     """
     if not path.is_dir():
         return _roles(path, verbose)
-    every = precision_plans(path, verbose=True)
+    # A build directory, or the folder of a dry run in one.
+    folder = "variants" if (path / "variants").is_dir() else ""
+    every = precision_plans(path, folder=folder, verbose=True)
     if every:
-        shown = every if verbose else precision_plans(path)
+        shown = every if verbose else precision_plans(path, folder=folder)
         return Inspection(facts=[t.to_dict() for t in every], tables=tuple(t.render() for t in shown))
     if (path / "model.fp32.onnx").is_file():
         return _roles(path / "model.fp32.onnx", verbose)
@@ -57,7 +59,7 @@ def precision_plans(directory: Path, *, folder: str = "variants", verbose: bool 
         verbose: A row for every node; without it one for all nodes of a role that the same rule decided.
     """
     table = _every_node if verbose else _by_rule
-    return [table(_read(file)) for file in sorted(directory.glob(f"{folder}/*/precision_plan.json"))]
+    return [table(_read(file)) for file in sorted(directory.glob(f"{folder}/*/precision_plan.json".removeprefix("/")))]
 
 
 def _roles(path: Path, verbose: bool) -> Inspection:

@@ -371,7 +371,7 @@ def test_dry_run_shows_the_precision_plan(fake, tmp_path):
     write_plan(tmp_path / "out/dry-run/cpu")
     lines = ok("build", "model.onnx", "-o", "out", "--dry-run").stdout.splitlines()
     assert any(line.split() == ["int8", "1", "linear", "MatMul", "3", "preset", "[int8]"] for line in lines)
-    assert lines[-2:] == ["all good, in build/x", "every node: python -m pipeline inspect -v out"]
+    assert lines[-2:] == ["all good, in build/x", "every node: python -m pipeline inspect -v out/dry-run"]
     assert len(ok("build", "model.onnx", "-o", "out").stdout.splitlines()) == 1
 
 

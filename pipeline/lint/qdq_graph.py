@@ -85,7 +85,7 @@ class QdqGraph:
             shape=self.shape(value),
             constant=self.is_constant(value),
             array=self.array(value),
-            checked=self._stored(value) is not None,
+            checked=self.stored(value) is not None,
         )
 
     def of_kind(self, *, quantizes: bool) -> Iterator[Quantizer]:
@@ -94,10 +94,10 @@ class QdqGraph:
 
     def is_constant(self, value: ir.Value) -> bool:
         """Whether a value is known before the engine runs."""
-        return value in self._constants or self._stored(value) is not None
+        return value in self._constants or self.stored(value) is not None
 
-    def _stored(self, value: ir.Value) -> ir.TensorProtocol | None:
-        """Return the tensor of an initializer or of a Constant node."""
+    def stored(self, value: ir.Value) -> ir.TensorProtocol | None:
+        """Return the tensor of an initializer or of a Constant node, else ``None``."""
         if value.is_graph_input():
             return None
         if value.is_initializer():
@@ -111,7 +111,7 @@ class QdqGraph:
     def array(self, value: ir.Value) -> Array | None:
         """Return a small constant's values as float64; the importer sees through Identity and Cast, and so does this."""
         if value not in self._arrays:
-            tensor, producer = self._stored(value), value.producer()
+            tensor, producer = self.stored(value), value.producer()
             found: Array | None = None
             if tensor is not None:
                 found = numbers(tensor)
@@ -124,12 +124,12 @@ class QdqGraph:
         """Return the type that TensorRT gives a value, where it is known."""
         if value in self._dtypes:
             return self._dtypes[value]
-        tensor = self._stored(value)
+        tensor = self.stored(value)
         return tensor.dtype if tensor is not None else value.dtype
 
     def shape(self, value: ir.Value) -> Dims | None:
         """Return a value's shape; a dimension that only running tells is ``None``."""
-        tensor = self._stored(value)
+        tensor = self.stored(value)
         if tensor is not None:
             return tuple(int(d) for d in tensor.shape.numpy())
         if value.shape is None:

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from pipeline.lint.rule import Rule
-from pipeline.lint.rules import attention, bias, pairs, placement, products, scales, shapes, types, validity, zero_points
+from pipeline.lint.rules import (
+    attention,
+    bias,
+    pairs,
+    placement,
+    products,
+    scales,
+    shapes,
+    types,
+    validity,
+    zero_points,
+)
 
 _MODULES = (zero_points, scales, shapes, types, bias, validity, pairs, placement, products, attention)
 

@@ -11,7 +11,7 @@ from pipeline.lint.finding import Severity
 from pipeline.lint.operators import MOVES
 from pipeline.lint.qdq_graph import LONGEST_WALK, QdqGraph
 from pipeline.lint.quantizer import DEQUANTIZE, QUANTIZE
-from pipeline.lint.repair import free_attention
+from pipeline.lint.repair import any_of, bypass
 from pipeline.lint.rule import Hit, rule
 
 _BEFORE = frozenset({"Add", "Mul", "Div", "Where", "Cast", "Clip", "Max", "Min", QUANTIZE, DEQUANTIZE, *MOVES})
@@ -28,6 +28,19 @@ class Core:
     context: ir.Node
 
 
+def free_attention(graph: QdqGraph, hit: Hit) -> bool:
+    """Take the pairs out of a core, so that it stays in floating point."""
+    core = next((c for c in cores(graph) if c.softmax is hit.node), None)
+    if core is None:
+        return False
+    done = any_of(bypass(graph, node, index) for node in (core.scores, core.context) for index in (0, 1))
+    between = [user for user, _ in core.scores.outputs[0].uses() if user.op_type == QUANTIZE]
+    for quantize in between:
+        for dequantize, _ in quantize.outputs[0].uses():
+            done |= any_of(bypass(graph, user, index) for user, index in dequantize.outputs[0].uses())
+    return done
+
+
 @rule(
     "QDQ209",
     "attention-core",
@@ -37,12 +50,14 @@ class Core:
     repair=free_attention,
 )
 def attention_core(graph: QdqGraph) -> Iterator[Hit]:
-    """The whole core is one kernel if both of its products are quantized or neither is. INT8 needs a pair on the core's output
-    as well, FP8 does not; a pair on the scores themselves breaks either. A pair on one operand only keeps the kernel, but
-    costs two more (22 % more bytes) and multiplies nothing in INT8. A core in FP32 fuses only in the fully quantized form.
+    """The whole core is one kernel if both of its products are quantized or neither is.
+
+    INT8 needs a pair on the core's output as well, FP8 does not; a pair on the scores themselves breaks either. A
+    pair on one operand only keeps the kernel, but costs two more (22 % more bytes) and multiplies nothing in INT8.
+    A core in FP32 fuses only in the fully quantized form.
 
     Source: measured on all 128 placements of pairs in one core, for INT8 (SM80) and FP8 (SM89).
-    """  # noqa: D205
+    """
     for core in cores(graph):
         message = _judge(graph, core)
         if message:
@@ -68,16 +83,16 @@ def _constant(graph: QdqGraph, value: ir.Value | None) -> bool:
 
 def _back(value: ir.Value | None) -> ir.Node | None:
     """Return the product that made the scores; of two operands the first that leads to one."""
-    pending = [value]
+    pending = [] if value is None else [value]
     for _ in range(LONGEST_WALK):
-        node = pending.pop(0).producer() if pending and pending[0] is not None else None
+        if not pending:
+            return None
+        node = pending.pop(0).producer()
         if node is not None and node.op_type == "MatMul":
             return node
         if node is not None and node.op_type in _BEFORE:
             width = 1 if node.op_type in (QUANTIZE, DEQUANTIZE, *MOVES) else len(node.inputs)
             pending.extend(v for v in node.inputs[:width] if v is not None)
-        if not pending:
-            return None
     return None
 
 

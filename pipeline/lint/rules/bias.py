@@ -16,11 +16,13 @@ from pipeline.lint.rule import Hit, rule
 
 @rule("QDQ107", "quantized-bias", fix="Keep biases in floating point.", repair=dequantize_constant)
 def quantized_bias(graph: QdqGraph) -> Iterator[Hit]:
-    """TensorRT adds biases in floating point. Its parser refuses a DequantizeLinear of INT32, which is how ONNX Runtime stores
-    biases; a bias in INT8 compiles, with a kernel more for a convolution, and loses accuracy for nothing.
+    """TensorRT adds biases in floating point.
+
+    Its parser refuses a DequantizeLinear of INT32, which is how ONNX Runtime stores biases; a bias in INT8
+    compiles, with a kernel more for a convolution, and loses accuracy for nothing.
 
     Source: onnx-tensorrt: "input has type Int32 but must have type FP8, FP4, Int4, Int8"; measured.
-    """  # noqa: D205
+    """
     for q in graph.of_kind(quantizes=False):
         if is_bias(graph, q):
             held = graph.dtype(q.data)

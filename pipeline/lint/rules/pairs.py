@@ -13,6 +13,7 @@ from pipeline.lint.qdq_graph import QdqGraph
 from pipeline.lint.quantizer import QUANTIZED, Quantizer
 from pipeline.lint.repair import drop_unread
 from pipeline.lint.rule import Hit, rule
+from pipeline.types import Array
 
 
 @rule(
@@ -23,12 +24,14 @@ from pipeline.lint.rule import Hit, rule
     repair=drop_unread,
 )
 def dangling_quantize(graph: QdqGraph) -> Iterator[Hit]:
-    """A Q should reach a DQ through operators that only move values. INT8 that something else computes on compiles to a cast
-    of its own; FP8, INT4 and FP4 that something else reads, Gather, Slice and Split included, are refused by the builder.
+    """A Q should reach a DQ through operators that only move values.
 
-    Source: measured: "Tensor has datatype FP8 but is not consumed by IDequantizeLayer, IConcatenationLayer, IShuffleLayer,
-    IShapeLayer, or IdentityLayer".
-    """  # noqa: D205
+    INT8 that something else computes on compiles to a cast of its own; FP8, INT4 and FP4 that something else reads,
+    Gather, Slice and Split included, are refused by the builder.
+
+    Source: measured: "Tensor has datatype FP8 but is not consumed by IDequantizeLayer, IConcatenationLayer,
+    IShuffleLayer, IShapeLayer, or IdentityLayer".
+    """
     for q in graph.of_kind(quantizes=True):
         if not q.output.uses() and not q.output.is_graph_output():
             yield Hit(node=q.node, tensor=q.output, message="nothing reads what it quantizes")
@@ -64,11 +67,13 @@ def _refused_reader(value: ir.Value) -> ir.Node | None:
     repair=drop_unread,
 )
 def dangling_dequantize(graph: QdqGraph) -> Iterator[Hit]:
-    """A DQ should read a constant or what a Q made. A quantized input of the graph compiles, but its caller must know the
-    scale; a DQ of values that a cast made, or one that nothing reads, does nothing for speed.
+    """A DQ should read a constant or what a Q made.
+
+    A quantized input of the graph compiles, but its caller must know the scale; a DQ of values that a cast made, or
+    one that nothing reads, does nothing for speed.
 
     Source: TensorRT documentation, "Q/DQ Layer-Placement Recommendations"; measured: all are accepted.
-    """  # noqa: D205
+    """
     for q in graph.of_kind(quantizes=False):
         if not q.output.uses() and not q.output.is_graph_output():
             yield Hit(node=q.node, tensor=q.output, message="nothing reads what it dequantizes")
@@ -80,11 +85,12 @@ def dangling_dequantize(graph: QdqGraph) -> Iterator[Hit]:
 
 @rule("QDQ203", "mismatched-pair", severity=Severity.WARNING, fix="Give the DQ the scale of its Q.")
 def mismatched_pair(graph: QdqGraph) -> Iterator[Hit]:
-    """A DQ should have the scale that its Q divided by. Otherwise the values come back multiplied by the ratio; TensorRT
-    computes just that.
+    """A DQ should have the scale that its Q divided by.
+
+    Otherwise the values come back multiplied by the ratio; TensorRT computes just that.
 
     Source: ONNX DequantizeLinear; measured: accepted without a word.
-    """  # noqa: D205
+    """
     for q in graph.of_kind(quantizes=False):
         for before in graph.origins(q.data):
             ours, theirs = q.scale.array, before.scale.array
@@ -95,7 +101,7 @@ def mismatched_pair(graph: QdqGraph) -> Iterator[Hit]:
             break
 
 
-def _same(left: np.ndarray[tuple[int, ...], np.dtype[np.float64]], right: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> bool:
+def _same(left: Array, right: Array) -> bool:
     # FP16 and FP32 copies of one scale differ by rounding, at most 2**-11.
     return left.size == right.size and bool(np.allclose(left.reshape(-1), right.reshape(-1), rtol=1e-3, atol=0))
 
@@ -108,11 +114,13 @@ def _show(q: Quantizer) -> str:
 
 @rule("QDQ204", "per-channel-activation", severity=Severity.WARNING, fix="Use one scale for the whole activation.")
 def per_channel_activation(graph: QdqGraph) -> Iterator[Hit]:
-    """TensorRT documents per-channel scales for weights only. TensorRT for RTX takes them on activations, but where the axis is
-    the one that a product sums over, the scales cannot be moved out of the sum and the product runs in floating point.
+    """TensorRT documents per-channel scales for weights only.
+
+    TensorRT for RTX takes them on activations, but where the axis is the one that a product sums over, the scales
+    cannot be moved out of the sum and the product runs in floating point.
 
     Source: TensorRT documentation, "Quantization Schemes"; measured.
-    """  # noqa: D205
+    """
     for q in graph.of_kind(quantizes=True):
         if q.scale.size not in (None, 1) and not graph.is_constant(q.data):
             what = f"{q.scale.size} scales on axis {q.axis} of an activation"

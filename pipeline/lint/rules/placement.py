@@ -4,14 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
+import onnx_ir as ir
 
 from pipeline.lint.finding import Severity
 from pipeline.lint.operators import CONVS, PRODUCTS
 from pipeline.lint.qdq_graph import QdqGraph
 from pipeline.lint.quantizer import Quantizer
-from pipeline.lint.repair import free_one_branch, share_concat_scales
+from pipeline.lint.repair import any_of, bypass, rescale
 from pipeline.lint.rule import Hit, rule
+
+
+def share_concat_scales(graph: QdqGraph, hit: Hit) -> bool:
+    """Give every pair in front of a Concat the largest of their scales: nothing saturates that did not before."""
+    pairs = concatenated(graph, hit.node)
+    before = [graph.origins(q.data) for q in pairs]
+    scales = [float(q.scale.array.reshape(-1)[0]) for q in pairs if q.scale.array is not None]
+    if len(scales) != len(pairs) or any(len(b) != 1 or not b[0].per_tensor for b in before):
+        return False
+    return any_of(rescale(graph, q, max(scales)) for q in dict.fromkeys(b[0] for b in before))
+
+
+def free_one_branch(graph: QdqGraph, hit: Hit) -> bool:
+    """Take the pair out of the branch that a product made, so that the residual branch alone is quantized."""
+    made = [i for i, v in enumerate(hit.node.inputs) if _is_product(graph, graph.dequantizer(v))]
+    return bypass(graph, hit.node, made[0] if made else 0)
+
+
+def _is_product(graph: QdqGraph, q: Quantizer | None) -> bool:
+    before = () if q is None else graph.origins(q.data)
+    producer = before[0].data.producer() if before else None
+    while producer is not None and producer.op_type == "Add":  # a bias
+        producer = next((p for v in producer.inputs if v is not None and (p := v.producer()) is not None), None)
+    return producer is not None and producer.op_type in PRODUCTS
 
 
 @rule(
@@ -31,7 +55,7 @@ def unshared_concat_scales(graph: QdqGraph) -> Iterator[Hit]:
     for node in graph.nodes:
         if node.op_type != "Concat" or node.domain != "":
             continue
-        scales = {float(q.scale.array.reshape(-1)[0]) for q in concatenated(graph, node.inputs) if q.scale.array is not None}
+        scales = {float(q.scale.array.reshape(-1)[0]) for q in concatenated(graph, node) if q.scale.array is not None}
         if len(scales) < 2:
             continue
         readers = [n for n in graph.readers(node.outputs[0]) if n.op_type in PRODUCTS]
@@ -40,10 +64,9 @@ def unshared_concat_scales(graph: QdqGraph) -> Iterator[Hit]:
             yield Hit(node=node, tensor=node.outputs[0], message=what)
 
 
-def concatenated(graph: QdqGraph, values: object) -> list[Quantizer]:
-    """Return the DQ of every dequantized value that has one scale."""
-    assert isinstance(values, tuple | list)
-    found = [graph.dequantizer(v) for v in values]
+def concatenated(graph: QdqGraph, node: ir.Node) -> list[Quantizer]:
+    """Return the DQ of every input that is dequantized with one scale."""
+    found = [graph.dequantizer(value) for value in node.inputs]
     return [q for q in found if q is not None and q.per_tensor]
 
 
@@ -86,10 +109,5 @@ def one_sided(graph: QdqGraph) -> Iterator[Hit]:
         constant = node.inputs[1] is not None and graph.is_constant(node.inputs[1])
         if left is not None and right is None and constant:
             yield Hit(node=node, tensor=node.inputs[1], message="its input is quantized and its weight is not")
-        elif right is not None and left is None and node.op_type in CONVS and not _signed_zero(right):
+        elif right is not None and left is None and node.op_type in CONVS:
             yield Hit(node=node, tensor=node.inputs[0], message="its weight is quantized and its input is not")
-
-
-def _signed_zero(q: Quantizer) -> bool:
-    """Whether a weight has no values at all, so that nothing is lost."""
-    return q.scale.array is not None and not np.any(q.scale.array)

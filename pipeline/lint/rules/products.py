@@ -59,7 +59,7 @@ def _extents(
     rows, weight = graph.shape(left), graph.shape(right)
     if weight is None or len(weight) < 2:
         return None, None, None
-    flipped = node.attributes.get_int("transB", 0)
+    flipped = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     summed, columns = (weight[-1], weight[-2]) if flipped else (weight[-2], weight[-1])
     if rows is None or len(rows) < 2 or node.attributes.get_int("transA", 0):
         return None, summed, columns

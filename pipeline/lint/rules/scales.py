@@ -39,7 +39,9 @@ def bad_scale(graph: QdqGraph) -> Iterator[Hit]:
             if worst == 0 and q.scale.dtype == ir.DataType.FLOAT16:
                 what += "; in FP16 everything below 6e-8 is 0"
             refused = q.scale.checked and not bool(np.all(array[bad] == np.inf))
-            yield Hit(node=q.node, tensor=q.scale.value, message=what + ("" if refused else "; the parser does not see it"))
+            yield Hit(
+                node=q.node, tensor=q.scale.value, message=what + ("" if refused else "; the parser does not see it")
+            )
 
 
 @rule(

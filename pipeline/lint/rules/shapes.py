@@ -84,7 +84,9 @@ def odd_four_bit(graph: QdqGraph) -> Iterator[Hit]:
             yield Hit(node=q.node, tensor=q.data, message=f"an odd number of 4-bit values, shape {list(shape)}")
 
 
-@rule("QDQ115", "block-size", severity=Severity.WARNING, fix="INT4 in blocks of 64 or 128 along K, FP4 in blocks of 16.")
+@rule(
+    "QDQ115", "block-size", severity=Severity.WARNING, fix="INT4 in blocks of 64 or 128 along K, FP4 in blocks of 16."
+)
 def block_size(graph: QdqGraph) -> Iterator[Hit]:
     """TensorRT's documentation names INT4 in blocks of 64 or 128, FP4 of 16 and MXFP8 of 32, and no blocks for INT8. TensorRT
     for RTX takes any block that divides the axis; INT4 blocks smaller than the axis stay fused with their GEMM, while the

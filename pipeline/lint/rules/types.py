@@ -92,12 +92,16 @@ def mixed_float_types(graph: QdqGraph) -> Iterator[Hit]:
             continue
         if node.op_type in SAME_OPERANDS and node.domain == "":
             read = [v for v in node.inputs[SAME_OPERANDS[node.op_type]] if v is not None]
-            types = {graph.dtype(v) for v in read} & FLOATS
+            types = FLOATS & {graph.dtype(v) for v in read}
             if len(types) > 1:
                 yield Hit(node=node, message=f"{node.op_type} reads {' and '.join(sorted(t.name for t in types))}")
 
 
-@rule("QDQ112", "bare-quantized-constant", fix="Dequantize the constant first: DequantizeLinear, then Gather or Transpose.")
+@rule(
+    "QDQ112",
+    "bare-quantized-constant",
+    fix="Dequantize the constant first: DequantizeLinear, then Gather or Transpose.",
+)
 def bare_quantized_constant(graph: QdqGraph) -> Iterator[Hit]:
     """A constant of INT8, FP8, INT4 or FP4 may only be read by a DequantizeLinear; not even a Transpose, Reshape or Gather may
     stand between. The builder refuses the rest.
@@ -110,7 +114,7 @@ def bare_quantized_constant(graph: QdqGraph) -> Iterator[Hit]:
         q = graph.quantizers.get(node)
         for index, value in enumerate(node.inputs):
             allowed = q is not None and (index == 2 or (index == 0 and not q.quantizes))
-            if value is None or allowed or not graph.is_stored(value) or graph.dtype(value) not in QUANTIZED:
+            if value is None or allowed or graph.stored(value) is None or graph.dtype(value) not in QUANTIZED:
                 continue
             dtype = graph.dtype(value)
             assert dtype is not None
@@ -128,7 +132,7 @@ def mixed_quantized_types(graph: QdqGraph) -> Iterator[Hit]:
         if node.op_type not in PRODUCTS or node.domain != "":
             continue
         both = [graph.dequantizer(v) for v in node.inputs[:2]]
-        types = {graph.dtype(q.data) for q in both if q is not None} & QUANTIZED
+        types = QUANTIZED & {graph.dtype(q.data) for q in both if q is not None}
         if len(types) > 1:
             names = " x ".join(sorted(t.name for t in types))
             yield Hit(node=node, message=f"{node.op_type} multiplies {names}")
