@@ -31,9 +31,7 @@ START_SECONDS = 60.0
 """A worker's first model pays for the imports and for loading compiled kernels."""
 
 
-def outcomes(
-    chosen: Sequence[Case], *, workers: int = 2, timeout: float = 60.0
-) -> Iterator[Outcome]:
+def outcomes(chosen: Sequence[Case], *, workers: int = 2, timeout: float = 60.0) -> Iterator[Outcome]:
     """Yield what becomes of every model; a worker that dies or takes too long is replaced by a new one.
 
     Args:

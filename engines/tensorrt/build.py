@@ -81,6 +81,12 @@ def build_engine(
     gpu = None if flavour is Flavour.RTX else _gpu_for(target, options)
     version = require(flavour, f"The engine for {target.title}")
     check_options(options, flavour, version)
+    if (options.quantization == "implicit") != (implicit is not None):
+        raise EngineError(
+            "Implicit quantization needs builder.quantization: implicit and its ranges or data, both or neither.",
+            where=f"target {target.name}",
+            fix="Call build_engine with implicit=Implicit(...) for such options and without it for others.",
+        )
     inputs = models.inputs(models.load(onnx))
     if options.profiles:
         check_profiles(options.profiles, inputs)
@@ -163,12 +169,11 @@ def _build(work: _Work) -> _Made:
 
 
 def _implicit(work: _Work) -> dict[str, Any]:
-    if work.options.quantization != "implicit":
+    if work.implicit is None:
         return {}
     from engines.tensorrt.implicit import arguments
 
-    asked = work.implicit or Implicit(precisions=frozenset())
-    return arguments(asked, work.options.calibrator)
+    return arguments(work.implicit, work.options.calibrator)
 
 
 def _rtx_layers(job: Job, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, ...]:

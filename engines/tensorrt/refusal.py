@@ -16,10 +16,12 @@ WARNING = 2
 
 _NODE = (
     # Ours, from the parser's own fields.
-    re.compile(r"\bnode (?P<name>\S+) \([\w.]*\):"),
+    re.compile(r"\bnode (?P<name>[^;]+?) \([\w.]*\):"),
     # The builder's: what its layers came from, and the layer that it could not make.
     re.compile(r"\[ONNX Layer: (?P<name>[^\]]+)\]"),
-    re.compile(r"[Nn]o implementation for node \{?(?:ForeignNode\[)?(?P<name>[^\s\]}.]+?)(?:\.\.\.|[\s\]}.]|$)"),
+    re.compile(
+        r"(?:[Nn]o|any) implementation for node \{?(?:ForeignNode\[)?(?P<name>[^\s\]}.]+?)(?:\.\.\.|[\s\]}.]|$)"
+    ),
     re.compile(r"operation (?P<name>\S+?)(?:_myl\d+_\d+)? (?:cannot|could not|failed)"),
     re.compile(r"\b(?:IBuilder|INetwork)\w*::\w+: Error Code \d+: [\w ]+ \((?P<name>/[^:\s()]+): "),
     re.compile(r"^(?P<name>/[^:\s]+): "),

@@ -11,8 +11,8 @@ import numpy as np
 from pipeline.errors import EngineError, ModelError
 from pipeline.graph.passes.convert_opset import least_ir_version
 from pipeline.graph.sample import samples
-from pipeline.notices import notice
 from pipeline.model import read_proto
+from pipeline.notices import notice
 from pipeline.session import run, session
 from pipeline.types import Feeds, TensorInfo
 

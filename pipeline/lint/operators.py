@@ -29,6 +29,20 @@ SAME_TYPE = frozenset(
 )  # fmt: skip
 """Operators whose (first) output has the type of their first input (Where: of its last)."""
 
+NOT_IMPORTABLE = frozenset(
+    {
+        "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QLinearAdd",
+        "QLinearMul", "QLinearConcat", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearWhere",
+        "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean", "QGemm", "QAttention",
+        "QEmbedLayerNormalization", "QOrderedMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM", "MatMulBnb4", "GatherBlockQuantized", "QuantizeBFP", "DequantizeBFP",
+    }
+)  # fmt: skip
+"""Quantized operators of ONNX and ONNX Runtime for which the parser's ``supports_operator`` is false."""
+
+READS_NARROW = frozenset({"TRT_FP8DequantizeLinear", "TRT_INT4DequantizeLinear", "TRT_MXFP8DequantizeLinear"})
+"""TensorRT's own operators that read a quantized constant, as Model-Optimizer writes them."""
+
 GEMMS = frozenset({"MatMul", "Gemm"})
 CONVS = frozenset({"Conv", "ConvTranspose"})
 PRODUCTS = GEMMS | CONVS

@@ -22,7 +22,7 @@ MOST_VALUES = 1 << 20
 """Scales and zero points with more elements than this are not looked at."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Parameter:
     """A scale or a zero point.
 
@@ -50,7 +50,7 @@ class Parameter:
         return int(np.prod([d for d in self.shape if d is not None], dtype=np.int64))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Quantizer:
     """A QuantizeLinear or DequantizeLinear node.
 

@@ -112,6 +112,11 @@ def guard_rules(family: str, high: Precision) -> list[Rule]:
                 precision=high,
                 matches=lambda c: c.node.op_type == "ConvTranspose",
             ),
+            Rule(
+                text="guard: ONNX Runtime has no INT8 kernels for FP16 tensors on CPU; start from the FP32 model",
+                precision=high,
+                matches=lambda c: any(v is not None and v.dtype is ir.DataType.FLOAT16 for v in c.node.inputs),
+            ),
         ]
     return rules
 

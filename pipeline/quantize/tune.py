@@ -136,8 +136,11 @@ class _Trials:
         scales: dict[str, Array] = {}
         for item in ranges:
             scale, zero_point = item.range.scale_zero_point(item.site.spec)
-            scale_name, scale_dtype, zero_name, dtype = self.inputs[item.site.tensor, item.site.spec]
-            scales |= {scale_name: np.asarray(scale, scale_dtype), zero_name: np.asarray(zero_point, dtype)}
+            # A symmetric pair's zero point never changes, and stays a constant of the graph.
+            for (name, dtype), value in zip(
+                self.inputs[item.site.tensor, item.site.spec], (scale, zero_point), strict=False
+            ):
+                scales[name] = np.asarray(value, dtype)
         ratios: list[float] = []
         for index, (feed, expected) in enumerate(zip(self.feeds, self.expected, strict=True)):
             got = run(self.session, self.outputs, {**feed, **scales})

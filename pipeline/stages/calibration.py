@@ -24,7 +24,7 @@ from pipeline.quantize.ranges import SiteRange, choose_ranges
 from pipeline.quantize.requests import requests
 from pipeline.quantize.sites import Site, sites
 from pipeline.quantize.tune import tune
-from pipeline.recipe import Method
+from pipeline.recipe import Calibration, Method
 from pipeline.sources.export import Exported
 from pipeline.stages.run import STATISTICS, Reached, Run, step
 from pipeline.stages.shards import identity_file, merged, shard_file, write_identity
@@ -108,17 +108,7 @@ def ranges(
 
         def produce(work: Path, made: PrecisionPlan = made, out: str = out, own_cache: str | None = own_cache) -> None:
             model = models.load(canonical.path)
-            places = sites(model, made)
-
-            def choose(some: Sequence[Site]) -> tuple[SiteRange, ...]:
-                assert statistics is not None
-                _refuse_nonfinite_inputs(tuple(some), statistics, models.inputs(model), section.data)
-                return choose_ranges(some, statistics, section.method, percentile=section.percentile)
-
-            if section.cache is None:
-                chosen = choose(places)
-            else:
-                chosen = cached_ranges(section.cache, places, choose if statistics is not None else None)
+            chosen = _chosen(section, sites(model, made), statistics, models.inputs(model))
             if section.method is Method.AUTO and section.cache is None:
                 feeds = _first(data, TUNING_SAMPLES, inputs)
                 chosen = tune(
@@ -163,6 +153,21 @@ def _options(run: Run, mask: str | None, model_sha256: str) -> CollectOptions:
         refuse_nonfinite=False,
         model_sha256=model_sha256,
     )
+
+
+def _chosen(
+    section: Calibration, places: tuple[Site, ...], statistics: Statistics | None, inputs: tuple[TensorInfo, ...]
+) -> tuple[SiteRange, ...]:
+    """Return a range for every place: from a calibration cache as far as one has it, otherwise from the statistics."""
+
+    def choose(some: Sequence[Site]) -> tuple[SiteRange, ...]:
+        assert statistics is not None
+        _refuse_nonfinite_inputs(tuple(some), statistics, inputs, section.data)
+        return choose_ranges(some, statistics, section.method, percentile=section.percentile)
+
+    if section.cache is None:
+        return choose(places)
+    return cached_ranges(section.cache, places, choose if statistics is not None else None)
 
 
 def _refuse_nonfinite_inputs(

@@ -52,7 +52,8 @@ def names_lacking(source: str, version: Version) -> set[str]:
             name = ast.unparse(node).removeprefix("trt.")
             lacking |= set() if has(name, version) else {name}
             continue
-        classes = [n for n in table()[1] if n.endswith(f".{node.attr}")]
+        # Members of enumerations are only met behind their class.
+        classes = [] if node.attr.isupper() else [n for n in table()[1] if n.endswith(f".{node.attr}")]
         if classes and not any(has(name, version) for name in classes):
             lacking.add(node.attr)
     return lacking

@@ -90,6 +90,12 @@ def test_an_option_that_the_version_lacks_is_refused_with_the_versions_that_have
         check_options(BuilderOptions(**asked), flavour, version)
 
 
+def test_the_documentation_has_the_same_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    for name, since in [*KEYS.items(), *((f"{k}: {v}", s) for (k, v), s in VALUES.items())]:
+        assert f"| `{name}` | `{since.api}` | {since} |" in page
+
+
 def test_options_that_the_version_has_pass() -> None:
     check_options(BuilderOptions(tiling="full", tactic_sources=("cudnn",)), Flavour.TENSORRT, "10.13.3.9.post1")
     check_options(BuilderOptions(quantization="implicit", calibrator="minmax"), Flavour.TENSORRT, "10.0.1")

@@ -74,7 +74,12 @@ def test_a_model_of_a_newer_label_is_quantized(tmp_path) -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 4])],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=onnx.IR_VERSION)
-    case = Case(name="label", model=proto.SerializeToString(), feeds={"x": onnx.numpy_helper.np.ones((2, 4), "f4")}, expected=None)
+    case = Case(
+        name="label",
+        model=proto.SerializeToString(),
+        feeds={"x": onnx.numpy_helper.np.ones((2, 4), "f4")},
+        expected=None,
+    )
     from benchmarks.backend_models import attempt
 
     assert attempt(case, tmp_path).status == "nothing to quantize"

@@ -1,6 +1,4 @@
-"""Whatever is wrong with what the user gives: an exit code, a short message that says what, where and what to do,
-no traceback, and a build directory in which the next, good build succeeds.
-"""  # noqa: D205
+"""Whatever is wrong with what the user gives: a short message and a build directory in which the next build succeeds."""
 
 from __future__ import annotations
 
@@ -67,7 +65,7 @@ def assert_computes(variant: Path, x: np.ndarray, arrays: dict[str, np.ndarray],
     assert 10 * np.log10(np.square(want).sum() / np.square(want - got).sum()) > least_db
 
 
-@pytest.mark.parametrize("bad", (*MODELS, *DATA, *REQUESTS), ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", [*MODELS, *DATA, *REQUESTS], ids=lambda bad: bad.name)
 def test_a_clear_error_and_nothing_half_written(bad: Bad, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -110,9 +108,7 @@ def test_zero_size_activations(tmp_path: Path) -> None:
     proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 0
     (tmp_path / "bad.onnx").write_bytes(proto.SerializeToString())
     np.savez(tmp_path / "none.npz", x=samples(0))
-    result = quantize(
-        str(tmp_path / "bad.onnx"), "--calibration", str(tmp_path / "none.npz"), out=tmp_path / "out"
-    )
+    result = quantize(str(tmp_path / "bad.onnx"), "--calibration", str(tmp_path / "none.npz"), out=tmp_path / "out")
     assert_clean(result, 2, ("no values", "tensor x", "calibration data"))
     assert_nothing_half_written(tmp_path / "out")
 
@@ -136,7 +132,9 @@ def test_an_all_zero_channel_stays_zero(target: str, tmp_path: Path) -> None:
 UNICODE = "層/ü ñ:'\"*[x]{}%s🙂\u202e"
 
 
-@pytest.mark.parametrize("prefix", [UNICODE, "n" * 300, "a/" * 150, "", "../../x"], ids=["unicode", "300", "deep", "empty", "dots"])
+@pytest.mark.parametrize(
+    "prefix", [UNICODE, "n" * 300, "a/" * 150, "", "../../x"], ids=["unicode", "300", "deep", "empty", "dots"]
+)
 def test_names_are_only_names(prefix: str, tmp_path: Path) -> None:
     good(tmp_path)
     proto = model(prefix=prefix)
@@ -217,7 +215,13 @@ def test_a_full_disk(limit: int, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     done = subprocess.run(
-        [*command, "--threads", "1"], cwd=ROOT, preexec_fn=full, capture_output=True, text=True, timeout=120, check=False
+        [*command, "--threads", "1"],
+        cwd=ROOT,
+        preexec_fn=full,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     if done.returncode == 0:
         assert limit >= 9000
@@ -266,7 +270,7 @@ def test_every_kind_of_gemm(shape: tuple[int, ...], attributes: dict[str, float]
     np.savez(tmp_path / "c.npz", x=given)
     out = tmp_path / "out"
     (tmp_path / "r.yaml").write_text(
-        f"source: {{onnx: m.onnx}}\ncalibration: {{data: c.npz, method: minmax}}\ntargets: [cpu, t4]\n"
+        "source: {onnx: m.onnx}\ncalibration: {data: c.npz, method: minmax}\ntargets: [cpu, t4]\n"
         "policy: {preset: int8-all, rules: [{op_type: Gemm, precision: int8}]}\n"
     )
     result = quantize("--recipe", str(tmp_path / "r.yaml"), out=out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,7 @@ def run(path: Path, x: np.ndarray, *, optimize: bool) -> list[np.ndarray]:
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     skipped = [FP16_BIAS] if path.parent.name.startswith("gpu") else []
-    live = ort.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=skipped
-    )
+    live = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=skipped)
     return live.run(None, {"x": x})
 
 
@@ -71,9 +70,18 @@ def sensitivity_db(proto: onnx.ModelProto, x: np.ndarray, wanted: list[np.ndarra
     return worst
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> Iterator[None]:
+    """Few samples are said once a graph otherwise; the level is put back for the tests that look at notices."""
+    log = logging.getLogger("pipeline.notice")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    yield
+    log.setLevel(before)
+
+
 def check(proto: onnx.ModelProto, x: np.ndarray, method: str) -> int:
     """Return how many tensors were quantized."""
-    logging.getLogger("pipeline.notice").setLevel(logging.CRITICAL)
     pairs = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -46,12 +46,13 @@ def _is_product(graph: QdqGraph, q: Quantizer | None) -> bool:
     repair=share_concat_scales,
 )
 def unshared_concat_scales(graph: QdqGraph) -> Iterator[Hit]:
-    """A product that reads a Concat of dequantized tensors multiplies INT8 only if they share one scale. With different scales
-    it runs in floating point (a convolution moved a third more bytes); where the Concat's output is quantized again,
-    different scales cost nothing.
+    """A product that reads a Concat multiplies INT8 only if all parts share one scale.
+
+    With different scales it runs in floating point (a convolution moved a third more bytes); where the Concat's
+    output is quantized again, different scales cost nothing.
 
     Source: TensorRT documentation, "Q/DQ Layer-Placement Recommendations"; measured.
-    """  # noqa: D205
+    """
     for node in graph.nodes:
         if node.op_type != "Concat" or node.domain != "":
             continue
@@ -78,12 +79,14 @@ def concatenated(graph: QdqGraph, node: ir.Node) -> list[Quantizer]:
     repair=free_one_branch,
 )
 def both_add_branches(graph: QdqGraph) -> Iterator[Hit]:
-    """The literature advises to quantize the residual branch of an Add only, so that the Add fuses with the product before it.
-    TensorRT for RTX fuses neither way, and moved fewer bytes with both branches quantized; only full TensorRT on a GPU can
-    tell.
+    """Quantize the residual branch of an Add only, says the literature.
 
-    Source: TensorRT documentation, "Q/DQ Layer-Placement Recommendations"; measured to be false for TensorRT for RTX.
-    """  # noqa: D205
+    So the Add fuses with the product before it. TensorRT for RTX fuses neither way, and moved fewer bytes with both
+    branches quantized; only full TensorRT on a GPU can tell.
+
+    Source: TensorRT documentation, "Q/DQ Layer-Placement Recommendations"; measured to be false for TensorRT for
+    RTX.
+    """
     if graph.target is not None and graph.target.runtime == "tensorrt-rtx":
         return
     for node in graph.nodes:
@@ -96,12 +99,13 @@ def both_add_branches(graph: QdqGraph) -> Iterator[Hit]:
 
 @rule("QDQ210", "one-sided", severity=Severity.WARNING, fix="Quantize both operands, or neither.")
 def one_sided(graph: QdqGraph) -> Iterator[Hit]:
-    """A convolution multiplies INT8 or FP8 only if its input and its weight are both quantized; with one of them, it is a float
-    convolution with more kernels. The same holds of a matrix product whose activation alone is quantized. (One whose weight
-    alone is quantized stays fused: weight-only quantization.)
+    """A convolution multiplies INT8 or FP8 only if its input and its weight are both quantized.
+
+    With one of them, it is a float convolution with more kernels. The same holds of a matrix product whose
+    activation alone is quantized. One whose weight alone is quantized stays fused: weight-only quantization.
 
     Source: measured.
-    """  # noqa: D205
+    """
     for node in graph.nodes:
         if node.op_type not in PRODUCTS or node.domain != "" or len(node.inputs) < 2:
             continue

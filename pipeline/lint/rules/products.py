@@ -18,11 +18,13 @@ LEAST = 16
 
 @rule("QDQ207", "matrix-vector", severity=Severity.NOTE, fix="Compare with FP16 before you keep it quantized.")
 def matrix_vector(graph: QdqGraph) -> Iterator[Hit]:
-    """A product with a single row or column is bound by memory, and the literature advises to leave it in FP16. In TensorRT for
-    RTX it costs one kernel more and moves about half the bytes (weight of 512 x 512), so it is worth measuring.
+    """A product with a single row or column is bound by memory, and the literature advises to leave it in FP16.
+
+    In TensorRT for RTX it costs one kernel more and moves about half the bytes (weight of 512 x 512), so it is
+    worth measuring.
 
     Source: Model-Optimizer's Q/DQ rules; measured: true of kernels, false of bytes.
-    """  # noqa: D205
+    """
     for node, (rows, _, columns) in _quantized_products(graph):
         if rows == 1 or columns == 1:
             yield Hit(node=node, message="a product of a matrix and a single " + ("row" if rows == 1 else "column"))
@@ -30,11 +32,13 @@ def matrix_vector(graph: QdqGraph) -> Iterator[Hit]:
 
 @rule("QDQ208", "tiny-gemm", severity=Severity.WARNING, fix="Keep products with fewer than 16 values to sum in FP16.")
 def tiny_gemm(graph: QdqGraph) -> Iterator[Hit]:
-    """A quantized product writes its result once more than an FP16 one, which computes what follows in its own kernel. With few
-    values to sum (K) that outweighs everything: K = 8 moved 2.9 times the bytes. With few columns (N) it moved fewer bytes.
+    """A quantized product writes its result once more than an FP16 one, which computes what follows in its own kernel.
+
+    With few values to sum (K) that outweighs everything: K = 8 moved 2.9 times the bytes. With few columns (N) it
+    moved fewer bytes.
 
     Source: Model-Optimizer's Q/DQ rules (K or N < 16); measured: true of K, false of N.
-    """  # noqa: D205
+    """
     for node, (_, summed, columns) in _quantized_products(graph):
         if summed is not None and summed < LEAST:
             yield Hit(node=node, message=f"it sums only {summed} values (K)")
@@ -61,7 +65,7 @@ def _extents(
         return None, None, None
     flipped = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     summed, columns = (weight[-1], weight[-2]) if flipped else (weight[-2], weight[-1])
-    if rows is None or len(rows) < 2 or node.attributes.get_int("transA", 0):
+    if rows is None or len(rows) < 2 or node.attributes.get_int("transA", 0) == 1:
         return None, summed, columns
     # A weight of two dimensions serves the rows of all leading dimensions at once.
     ahead = rows[:-1] if len(weight) == 2 else rows[-2:-1]

@@ -22,12 +22,14 @@ _SMALLEST_NORMAL_FP16 = 2.0**-14
     repair=silence_dead_channels,
 )
 def bad_scale(graph: QdqGraph) -> Iterator[Hit]:
-    """A scale must be a positive, finite number: TensorRT divides by it. Its parser refuses zero, negative and NaN scales in
-    initializers and constants; infinite ones, and all of them behind an Identity or Cast, it takes without a word.
+    """A scale must be a positive, finite number.
+
+    TensorRT divides by it. Its parser refuses zero, negative and NaN scales in initializers and constants; infinite
+    ones, and all of them behind an Identity or Cast, it takes without a word.
 
     Source: onnx-tensorrt, onnxOpImporters.cpp, QuantDequantLinearHelper: "Scale coefficients must all be positive";
     measured.
-    """  # noqa: D205
+    """
     for q in graph.quantizers.values():
         array = q.scale.array
         if array is None or not array.size:
@@ -51,11 +53,12 @@ def bad_scale(graph: QdqGraph) -> Iterator[Hit]:
     fix="Store the scale as an initializer.",
 )
 def runtime_scale(graph: QdqGraph) -> Iterator[Hit]:
-    """TensorRT's documentation wants scales that are constants when the engine is built. TensorRT for RTX takes scales that
-    are inputs or computed, and does not check their values.
+    """TensorRT's documentation wants scales that are constants when the engine is built.
+
+    TensorRT for RTX takes scales that are inputs or computed, and does not check their values.
 
     Source: NvInfer.h, IQuantizeLayer and IDequantizeLayer (scale "must be a build-time constant"); measured.
-    """  # noqa: D205
+    """
     for q in graph.quantizers.values():
         if not q.scale.constant and graph.dequantizer(q.scale.value) is None:
             yield Hit(node=q.node, tensor=q.scale.value, message="the scale is only known while the engine runs")
@@ -68,11 +71,12 @@ def runtime_scale(graph: QdqGraph) -> Iterator[Hit]:
     fix="Store the scale in FP32, or scale the tensor up before it is quantized.",
 )
 def fp16_scale_underflow(graph: QdqGraph) -> Iterator[Hit]:
-    """FP16 numbers below 6.1e-5 are subnormal and lose a bit of precision with every halving: at 6e-8 a scale is wrong by up
-    to a third. (What underflows to 0 is QDQ104.)
+    """FP16 numbers below 6.1e-5 are subnormal and lose a bit of precision with every halving.
+
+    At 6e-8 a scale is wrong by up to a third. What underflows to 0 is QDQ104.
 
     Source: IEEE 754 binary16; measured: parser and builder take such scales without a word.
-    """  # noqa: D205
+    """
     for q in graph.quantizers.values():
         array = q.scale.array
         if array is None or q.scale.dtype != ir.DataType.FLOAT16:

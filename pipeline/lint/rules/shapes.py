@@ -23,11 +23,12 @@ _DOCUMENTED = {
 
 @rule("QDQ103", "parameter-shape", fix="One scale per tensor, per element of the channel axis, or per whole block.")
 def parameter_shape(graph: QdqGraph) -> Iterator[Hit]:
-    """Scales are one number, one for each element of the channel axis, or (with the rank of the tensor) one for each whole
-    block along one axis; zero points are as many as scales. The parser refuses the rest.
+    """A tensor has one scale, one for each channel, or one for each whole block along one axis.
+
+    Zero points are as many as scales. The parser refuses the rest.
 
     Source: onnx-tensorrt, onnxOpImporters.cpp, QuantDequantLinearHelper; measured.
-    """  # noqa: D205
+    """
     for q in graph.quantizers.values():
         message = _shape_fault(q, graph.shape(q.data))
         if message:
@@ -74,8 +75,8 @@ def _block_fault(scale: tuple[int | None, ...], data: tuple[int | None, ...], ax
 def odd_four_bit(graph: QdqGraph) -> Iterator[Hit]:
     """Two 4-bit values share a byte, so a tensor of them must have an even number of elements.
 
-    Source: onnx-tensorrt: "4-bit quantization requires an even number of elements"; the builder says the same of constants;
-    measured.
+    Source: onnx-tensorrt: "4-bit quantization requires an even number of elements"; the builder says the same of
+    constants; measured.
     """
     for q in graph.quantizers.values():
         held = q.made if q.quantizes else graph.dtype(q.data)
@@ -88,13 +89,14 @@ def odd_four_bit(graph: QdqGraph) -> Iterator[Hit]:
     "QDQ115", "block-size", severity=Severity.WARNING, fix="INT4 in blocks of 64 or 128 along K, FP4 in blocks of 16."
 )
 def block_size(graph: QdqGraph) -> Iterator[Hit]:
-    """TensorRT's documentation names INT4 in blocks of 64 or 128, FP4 of 16 and MXFP8 of 32, and no blocks for INT8. TensorRT
-    for RTX takes any block that divides the axis; INT4 blocks smaller than the axis stay fused with their GEMM, while the
-    rest is dequantized by a kernel of its own. It reads no ``block_size``: with a last block that is not full it spreads the
-    scales evenly, which is an error.
+    """TensorRT's documentation names INT4 in blocks of 64 or 128, FP4 of 16 and MXFP8 of 32, and no blocks for INT8.
+
+    TensorRT for RTX takes any block that divides the axis; INT4 blocks smaller than the axis stay fused with their
+    GEMM, while the rest is dequantized by a kernel of its own. It reads no ``block_size``: with a last block that
+    is not full it spreads the scales evenly, which is an error.
 
     Source: TensorRT documentation, "Quantization Schemes"; measured.
-    """  # noqa: D205
+    """
     for q in graph.quantizers.values():
         if q.quantizes:
             continue

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from pipeline.lint.finding import Severity
-from pipeline.lint.operators import PRODUCTS, SAME_OPERANDS
+from pipeline.lint.operators import NOT_IMPORTABLE, PRODUCTS, READS_NARROW, SAME_OPERANDS
 from pipeline.lint.qdq_graph import QdqGraph
 from pipeline.lint.quantizer import FLOATS, QUANTIZED, Quantizer
 from pipeline.lint.rule import Hit, rule
@@ -20,19 +20,17 @@ NEEDS = {
 }
 """Smallest compute capability of a type: measured for SM75, 80, 86, 89 and 120; 10.0 from TensorRT's support matrix."""
 
-_NARROW = frozenset({"TRT_FP8DequantizeLinear", "TRT_INT4DequantizeLinear", "TRT_MXFP8DequantizeLinear"})
-"""TensorRT's own operators that read a quantized constant, as Model-Optimizer writes them."""
-
 
 @rule("QDQ105", "unsupported-type", fix="Quantize floating-point tensors to INT8, FP8 (E4M3FN), INT4 or FP4 (E2M1).")
 def unsupported_type(graph: QdqGraph) -> Iterator[Hit]:
-    """TensorRT quantizes FP32, FP16 and BF16 to INT8, FP8 E4M3FN, INT4 and FP4 E2M1, with scales of those float types. The
-    parser refuses other types: UINT8 that is dequantized without a Q before it, 16-bit, UINT4, E5M2, the FNUZ types, and
-    E8M0 scales outside its own TRT_MXFP8 operators.
+    """TensorRT quantizes FP32, FP16 and BF16 to INT8, FP8 E4M3FN, INT4 and FP4 E2M1, with scales of those float types.
 
-    Source: onnx-tensorrt, onnxOpImporters.cpp ("TensorRT only allows FP8, INT8, INT4, and FP4 quantization"), and its
-    importer of initializers; measured.
-    """  # noqa: D205
+    The parser refuses other types: UINT8 that is dequantized without a Q before it, 16-bit, UINT4, E5M2, the FNUZ
+    types, and E8M0 scales outside its own TRT_MXFP8 operators.
+
+    Source: onnx-tensorrt, onnxOpImporters.cpp ("TensorRT only allows FP8, INT8, INT4, and FP4 quantization"), and
+    its importer of initializers; measured.
+    """
     for q in graph.quantizers.values():
         message = _type_fault(graph, q)
         if message:
@@ -58,11 +56,13 @@ def _type_fault(graph: QdqGraph, q: Quantizer) -> str:
 
 @rule("QDQ108", "type-not-on-target", fix="Quantize to a type that the GPU has, or choose another target.")
 def type_not_on_target(graph: QdqGraph) -> Iterator[Hit]:
-    """FP8 needs SM89 or newer, INT4 SM80, FP4 a Blackwell GPU. The builder refuses them elsewhere, also where the values are
-    only stored in that type.
+    """FP8 needs SM89 or newer, INT4 needs SM80, FP4 needs a Blackwell GPU.
 
-    Source: measured: "Cannot compile for target(s) sm80, because the model contains HW-specific datatypes: fp8_e4m3".
-    """  # noqa: D205
+    The builder refuses them elsewhere, also where the values are only stored in that type.
+
+    Source: measured: "Cannot compile for target(s) sm80, because the model contains HW-specific datatypes:
+    fp8_e4m3".
+    """
     target = graph.target
     if target is None or target.compute_capability is None:
         return
@@ -76,12 +76,13 @@ def type_not_on_target(graph: QdqGraph) -> Iterator[Hit]:
 
 @rule("QDQ111", "mixed-float-types", fix="Store scales in the type of the tensor that they belong to.")
 def mixed_float_types(graph: QdqGraph) -> Iterator[Hit]:
-    """A DQ makes the type of its scale, and a strongly typed network does not convert by itself: where that meets another
-    float type, the parser refuses the graph. A Q whose scale has another type than its input compiles, but ONNX allows it
-    only from opset 23 on.
+    """A DQ makes the type of its scale, and a strongly typed network does not convert by itself.
+
+    Where that meets another float type, the parser refuses the graph. A Q whose scale has another type than its
+    input compiles, but ONNX allows it only from opset 23 on.
 
     Source: measured: "IMatrixMultiplyLayer must have same input types"; ONNX QuantizeLinear.
-    """  # noqa: D205
+    """
     for node in graph.nodes:
         if node in graph.quantizers:
             q = graph.quantizers[node]
@@ -103,31 +104,40 @@ def mixed_float_types(graph: QdqGraph) -> Iterator[Hit]:
     fix="Dequantize the constant first: DequantizeLinear, then Gather or Transpose.",
 )
 def bare_quantized_constant(graph: QdqGraph) -> Iterator[Hit]:
-    """A constant of INT8, FP8, INT4 or FP4 may only be read by a DequantizeLinear; not even a Transpose, Reshape or Gather may
-    stand between. The builder refuses the rest.
+    """Only a DequantizeLinear may read a constant of INT8, FP8, INT4 or FP4 directly.
+
+    Not even a Transpose, Reshape or Gather may stand between. The builder refuses the rest.
 
     Source: measured: "Quantized constant is only allowed before DQ or PLUGIN".
-    """  # noqa: D205
+    """
     for node in graph.nodes:
-        if node.op_type in _NARROW:
+        if node.op_type in READS_NARROW or node.op_type in NOT_IMPORTABLE:
             continue
-        q = graph.quantizers.get(node)
         for index, value in enumerate(node.inputs):
-            allowed = q is not None and (index == 2 or (index == 0 and not q.quantizes))
-            if value is None or allowed or graph.stored(value) is None or graph.dtype(value) not in QUANTIZED:
+            if value is None or graph.stored(value) is None or _may_read(graph, node, index):
                 continue
             dtype = graph.dtype(value)
-            assert dtype is not None
-            yield Hit(node=node, tensor=value, message=f"{node.op_type} reads a constant of {dtype.name}")
+            if dtype in QUANTIZED and dtype is not None:
+                yield Hit(node=node, tensor=value, message=f"{node.op_type} reads a constant of {dtype.name}")
+
+
+def _may_read(graph: QdqGraph, node: ir.Node, index: int) -> bool:
+    """Whether a constant may be quantized: the data of a DQ, or a zero point, also behind an Identity."""
+    q = graph.quantizers.get(node)
+    if q is not None:
+        return index == 2 or (index == 0 and not q.quantizes)
+    uses = node.outputs[0].uses() if node.op_type == "Identity" else ()
+    return bool(uses) and all(user in graph.quantizers and place == 2 for user, place in uses)
 
 
 @rule("QDQ113", "mixed-quantized-types", fix="Quantize both operands to one type, or only one of them.")
 def mixed_quantized_types(graph: QdqGraph) -> Iterator[Hit]:
-    """A matrix product or convolution multiplies operands of one quantized type. INT8 times FP8, INT4 or FP4 is refused by the
-    builder, on every GPU.
+    """A matrix product or convolution multiplies operands of one quantized type.
+
+    INT8 times FP8, INT4 or FP4 is refused by the builder, on every GPU.
 
     Source: measured: "MyelinCheckException: Input and filter have to be the same type".
-    """  # noqa: D205
+    """
     for node in graph.nodes:
         if node.op_type not in PRODUCTS or node.domain != "":
             continue

@@ -7,20 +7,10 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from pipeline.lint.finding import Severity
+from pipeline.lint.operators import NOT_IMPORTABLE
 from pipeline.lint.qdq_graph import QdqGraph
 from pipeline.lint.quantizer import Quantizer
 from pipeline.lint.rule import Hit, rule
-
-NOT_IMPORTABLE = frozenset(
-    {
-        "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QLinearAdd",
-        "QLinearMul", "QLinearConcat", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearWhere",
-        "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean", "QGemm", "QAttention",
-        "QEmbedLayerNormalization", "QOrderedMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM", "MatMulBnb4", "GatherBlockQuantized", "QuantizeBFP", "DequantizeBFP",
-    }
-)  # fmt: skip
-"""Quantized operators of ONNX and ONNX Runtime for which the parser's ``supports_operator`` is false."""
 
 _SINCE = {
     ir.DataType.FLOAT8E4M3FN: 19, ir.DataType.FLOAT8E5M2: 19, ir.DataType.INT4: 21, ir.DataType.UINT4: 21,
@@ -31,8 +21,10 @@ _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 @rule("QDQ110", "not-importable", fix="Write Q/DQ pairs (quant_format=QDQ) with static ranges instead.")
 def not_importable(graph: QdqGraph) -> Iterator[Hit]:
-    """TensorRT reads quantization as Q/DQ pairs around float operators. Operators that compute on integers (QLinear*,
-    *Integer) or quantize while running (DynamicQuantizeLinear) are refused by its parser.
+    """TensorRT reads quantization as Q/DQ pairs around float operators.
+
+    Operators that compute on integers (QLinear*, *Integer) or quantize while running (DynamicQuantizeLinear) are
+    refused by its parser.
 
     Source: onnx-tensorrt, operators.md; measured with ``OnnxParser.supports_operator``.
     """
@@ -48,12 +40,14 @@ def not_importable(graph: QdqGraph) -> Iterator[Hit]:
     fix="Export or convert the model to the opset that the type needs.",
 )
 def opset_too_low(graph: QdqGraph) -> Iterator[Hit]:
-    """ONNX has per-channel scales from opset 13 on, FP8 and 16-bit float scales from 19, INT4 and blocks from 21, FP4 from 23.
-    TensorRT's parser does not look at the opset and takes them all, but the file is no valid ONNX: onnx.checker and ONNX
-    Runtime refuse it, so nothing can validate it.
+    """Every quantized type needs the opset that brought it.
+
+    ONNX has per-channel scales from opset 13 on, FP8 and 16-bit float scales from 19, INT4 and blocks from 21, FP4
+    from 23. TensorRT's parser does not look at the opset and takes them all, but the file is no valid ONNX:
+    onnx.checker and ONNX Runtime refuse it, so nothing can validate it.
 
     Source: ONNX operator changelog, QuantizeLinear and DequantizeLinear; measured.
-    """  # noqa: D205
+    """
     for q in graph.quantizers.values():
         if q.node.domain == "com.microsoft":
             continue

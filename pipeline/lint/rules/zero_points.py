@@ -14,11 +14,13 @@ from pipeline.lint.rule import Hit, rule
 
 @rule("QDQ101", "nonzero-zero-point", fix="Quantize symmetrically (INT8, zero point 0) and calibrate again.")
 def nonzero_zero_point(graph: QdqGraph) -> Iterator[Hit]:
-    """TensorRT quantizes symmetrically: zero is stored as 0. Its parser refuses other zero points; for FP8 it does not read
-    them at all, so the engine would compute something else.
+    """TensorRT quantizes symmetrically.
+
+    Zero is stored as 0. Its parser refuses other zero points; for FP8 it does not read them at all, so the engine
+    would compute something else.
 
     Source: onnx-tensorrt, onnxOpImporters.cpp: "Non-zero zero point is not supported"; measured.
-    """  # noqa: D205
+    """
     for q in graph.quantizers.values():
         zero = q.zero_point
         if zero is not None and zero.array is not None and np.any(zero.array != 0):
@@ -30,11 +32,12 @@ def nonzero_zero_point(graph: QdqGraph) -> Iterator[Hit]:
 
 @rule("QDQ102", "runtime-zero-point", fix="Leave the zero point out, or store it as an initializer of zeros.")
 def runtime_zero_point(graph: QdqGraph) -> Iterator[Hit]:
-    """A zero point must be a constant of zeros. The builder refuses one that is an input or computed from one; for FP8 it is
-    never read.
+    """A zero point must be a constant of zeros.
+
+    The builder refuses one that is an input or computed from one; for FP8 it is never read.
 
     Source: measured: "IQuantizeLayer/IDequantizeLayer has `zero_point` which is not an initializer".
-    """  # noqa: D205
+    """
     for q in graph.quantizers.values():
         if q.zero_point is not None and not q.zero_point.constant:
             what = "the zero point is only known while the engine runs"
@@ -43,12 +46,10 @@ def runtime_zero_point(graph: QdqGraph) -> Iterator[Hit]:
 
 @rule("QDQ106", "read-as-int8", fix="Quantize to INT8 with zero point 0; UINT8 ranges must be calibrated again.")
 def read_as_int8(graph: QdqGraph) -> Iterator[Hit]:
-    """A Q whose zero point is UINT8, INT16 or INT32, or that has neither a zero point nor an output type (which ONNX defines
-    as UINT8), makes INT8 in TensorRT: what lies above 127 x scale saturates, and the engine computes something else than the
-    graph says. The parser warns at most.
+    """A Q that says UINT8 makes INT8 in TensorRT. So does one whose zero point is INT16 or INT32, and one that has neither a zero point nor an output type, which ONNX defines as UINT8. What lies above 127 x scale saturates, so the engine computes something else than the graph says; the parser warns at most.
 
     Source: onnx-tensorrt, onnxOpImporters.cpp: "Defaulting to INT8 instead"; ONNX QuantizeLinear; measured.
-    """  # noqa: D205
+    """
     for q in graph.of_kind(quantizes=True):
         if q.zero_point is not None:
             dtype = q.zero_point.dtype
