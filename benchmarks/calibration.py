@@ -35,6 +35,7 @@ from pipeline.types import Feeds
 BATCH = 8
 MASK = "attention_mask"
 PEER = "ort-static-gemm-entropy"
+PARTS = ("speed", "memory", "entropy")
 
 
 class Batches:
@@ -69,6 +70,7 @@ def main() -> None:
         "--memory", type=int, nargs=2, default=(64, 512), help="two numbers of samples; the first model"
     )
     parser.add_argument("--entropy", type=int, default=256, help="samples for entropy; the first model")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--collect", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--infer", type=Path, help=argparse.SUPPRESS)
     peers.add_arguments(parser, "ort")
@@ -83,15 +85,15 @@ def main() -> None:
         [f"batch {BATCH}, medians of {given.repeats} interleaved repeats (least–most)"],
     )
     given.work.mkdir(parents=True, exist_ok=True)
-    print_table(
-        ["speed", "plain FP32 inference, CPU s", "collect, CPU s", "ratio", "without leaving padding out"],
-        [speed(name, given) for name in given.names],
-    )
-    print_table(["memory", *[f"peak RSS at {n} samples, MB" for n in given.memory], "ratio"], [memory(given)])
-    print_table(
-        [f"entropy, {given.entropy} samples, CPU s", "whole process", "without FP32 inference", "peak RSS, MB"],
-        entropy(given),
-    )
+    if "speed" in given.only:
+        columns = ["speed", "plain FP32 inference, CPU s", "collect, CPU s", "ratio", "ratio, padding counted too"]
+        print_table(columns, [speed(name, given) for name in given.names])
+    if "memory" in given.only:
+        columns = ["memory", *[f"peak RSS at {n} samples, MB" for n in given.memory], "ratio"]
+        print_table(columns, [memory(given)])
+    if "entropy" in given.only:
+        title = f"entropy, {given.entropy} samples, CPU s"
+        print_table([title, "whole process", "without FP32 inference", "peak RSS, MB"], entropy(given))
 
 
 def canonical(name: str, given: argparse.Namespace) -> Path:

@@ -5,6 +5,7 @@ The builder is the one that builds engines (:mod:`engines.tensorrt.builder`), in
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def checked_capability(capability: tuple[int, int]) -> tuple[int, int] | None:
 
 
 def available() -> bool:
-    """Return whether TensorRT for RTX is installed."""
-    return installed(Flavour.RTX) is not None
+    """Return whether TensorRT for RTX and Polygraphy, which drives it, are installed."""
+    return installed(Flavour.RTX) is not None and importlib.util.find_spec("polygraphy") is not None
 
 
 def compile_check(

@@ -22,8 +22,8 @@ from pipeline.report.measured import Part, Sorted
 from pipeline.report.versions import versions
 
 MANIFEST = "manifest.json"
-CHANGING = {"report.json", "report.html", "measurements.json", "costs.json", MANIFEST}
-"""Files that hold timings, or the hashes themselves, and so are not listed."""
+CHANGING = {"report.json", "report.html", "measurements.json", "costs.json", "model.plan", MANIFEST}
+"""Files that hold timings, depend on them (engines), or hold the hashes themselves, and so are not listed."""
 
 _PATHS = {"onnx", "huggingface", "pt2", "data", "tokenizer", "labels", "costs"}
 """Recipe keys whose value may be a path."""

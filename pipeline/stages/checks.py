@@ -1,4 +1,4 @@
-"""Compile checks: what the compiler makes of a variant for a GPU that this machine does not have."""
+"""GPU targets: an engine where this machine can build one, else a check that the variant compiles."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from engines.compile_check import CHECKABLE, available, checked_capability, comp
 from engines.compiled_layers import CompiledLayers
 from engines.roofline import estimate_ms
 from engines.target import Target
+from engines.tensorrt.build import build_engine, profiles_for
+from engines.tensorrt.options import BuilderOptions
 from pipeline import model as models
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, MissingError, RecipeError
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.quantize import quantize
@@ -24,8 +26,48 @@ UNKNOWN_BATCH = 8
 UNKNOWN_DIMENSION = 128
 
 
-def check(run: Run, made: Variants, family: str, device: Target) -> Engine:
-    """Compile a variant for ``device`` (or its nearest) with TensorRT for RTX, which needs no GPU."""
+def build_or_check(run: Run, made: Variants, family: str, device: Target) -> Engine:
+    """Return the target's engine: TensorRT's on such a GPU, TensorRT for RTX's anywhere for targets that run it.
+
+    Where it cannot be built here, the variant is compiled for the GPU (or its nearest) with TensorRT for RTX, which
+    needs no GPU; that is a check, not the engine.
+    """
+    checked = _check(run, made, family, device)
+    if checked.check is None or checked.check.proxy_for:
+        return checked
+    try:
+        file, seconds = _build(run, made, checked)
+    except MissingError:  # no such GPU, or no TensorRT: the check's reason says where the engine is built
+        return checked
+    except (EngineError, RecipeError) as error:
+        notice("does-not-build", error.what, where=f"target {device.name}")
+        return replace(checked, status="failed", reason=error.what)
+    return replace(checked, status="built", reason=None, file=file, seconds=seconds)
+
+
+def _build(run: Run, made: Variants, checked: Engine) -> tuple[Path, float]:
+    assert checked.check is not None
+    variant, name = made.variants[checked.family], checked.target.name
+    shapes = _shapes(run, made)
+    options = BuilderOptions.from_dict(run.recipe.builder.model_dump(mode="json"))
+    profiles = profiles_for(options, variant, shapes, run.recipe.triton.max_batch_size)
+    options = replace(options, profiles=tuple(profiles))
+    plan, manifest = f"engines/{name}/model.plan", f"engines/{name}/manifest.json"
+
+    def produce(work: Path) -> None:
+        build_engine(variant, checked.target, options, shapes, progress=run.progress).write((work / plan).parent)
+
+    key = {
+        "variant": variant,
+        "builder": checked.check.layers.builder,
+        "options": options.to_dict(),
+        "shapes": shapes,
+    }
+    result = run.stage(f"engines/{name}", key, [plan, manifest], produce)
+    return result.paths[plan], result.seconds
+
+
+def _check(run: Run, made: Variants, family: str, device: Target) -> Engine:
     variant = made.variants[family]
     assert device.compute_capability is not None
     capability = checked_capability(device.compute_capability)

@@ -33,7 +33,8 @@ class Engine:
         family: The variant it is made from.
         status: ``built``, ``compile_checked``, ``skipped`` or ``failed``.
         reason: Why there is no engine; ``None`` if there is one.
-        path: The engine, or the variant that stands in for it in simulation.
+        path: The ONNX that runs here as the engine, or that stands in for it in simulation.
+        file: The built engine; ``None`` if there is none.
         seconds: Time to build or check it.
         check: What a compile check found.
     """
@@ -43,10 +44,11 @@ class Engine:
     status: str
     reason: str | None
     path: Path
+    file: Path | None = None
     seconds: float | None = None
     check: Check | None = None
 
     @property
-    def built(self) -> bool:
-        """Whether there is an engine."""
-        return self.status == "built"
+    def runs_here(self) -> bool:
+        """Whether this process can run the engine itself: ONNX Runtime's, whose engine is an ONNX file."""
+        return self.file is not None and self.target.runtime == "onnxruntime"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engines.target import Target
 from pipeline import model as models
-from pipeline.stages.checks import check
+from pipeline.stages.checks import build_or_check
 from pipeline.stages.engine import Engine
 from pipeline.stages.run import Run, step
 from pipeline.stages.variants import Variants
@@ -19,7 +19,7 @@ def engines(run: Run, made: Variants) -> tuple[Engine, ...]:
     return tuple(
         _serve_variant(run, made, family, device)
         if device.runtime == "onnxruntime"
-        else check(run, made, family, device)
+        else build_or_check(run, made, family, device)
         for family, devices in run.families.items()
         for device in devices
     )
@@ -34,6 +34,7 @@ def _serve_variant(run: Run, made: Variants, family: str, device: Target) -> Eng
             shutil.copyfile(file, (work / out).parent / file.name)
 
     result = run.stage(f"engines/{device.name}", {"variant": variant}, [out], produce)
+    path = result.paths[out]
     return Engine(
-        target=device, family=family, status="built", reason=None, path=result.paths[out], seconds=result.seconds
+        target=device, family=family, status="built", reason=None, path=path, file=path, seconds=result.seconds
     )

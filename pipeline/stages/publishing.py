@@ -18,7 +18,7 @@ from pipeline.validation.thresholds import Verdict
 
 
 def publish(run: Run, exported: Exported, engines: tuple[Engine, ...], verdicts: dict[str, Verdict]) -> Path | None:
-    """A Triton repository with every built engine; ``None`` where a verdict forbids it or nothing was built.
+    """A Triton repository with the engine that ONNX Runtime serves; ``None`` where a verdict forbids it or nothing was built.
 
     Raises:
         PublishError: The server would refuse the repository.
@@ -27,8 +27,10 @@ def publish(run: Run, exported: Exported, engines: tuple[Engine, ...], verdicts:
     if run.options.until == "validate":
         return None
     name = run.recipe.triton.name or run.recipe.name
-    built = [e for e in engines if e.status == "built"]
-    reason = _refusal(run, engines, verdicts) or ("" if built else "no engine was built on this machine")
+    built = [e for e in engines if e.runs_here]
+    reason = _refusal(run, engines, verdicts) or (
+        "" if built else "no engine that Triton serves was built on this machine"
+    )
     if reason:
         notice("not-published", f"Nothing was published: {reason}.")
         # What an earlier run published must not be taken for this build.

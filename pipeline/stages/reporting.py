@@ -38,7 +38,7 @@ def write_reports(run: Run, made: Variants, outcome: Outcome) -> contract.Report
     """Write manifest and reports into the build directory and return the report."""
     directory = run.directory
     for engine in outcome.engines:
-        if engine.status == "built":
+        if engine.runs_here:
             _write_engine_manifest(run, engine)
     manifest = make_manifest(
         directory,
@@ -177,16 +177,21 @@ def _ranges(made: Variants) -> tuple[contract.TensorRange, ...]:
 
 
 def _target(directory: Path, engine: Engine, plan: PrecisionPlan) -> contract.Target:
-    built = engine.status == "built"
     return contract.Target(
         status=contract.TargetStatus(engine.status),
         reason=engine.reason,
         variant=engine.family,
-        engine=_relative(directory, engine.path) if built else None,
-        bytes=models.size_bytes(engine.path) if built else None,
+        engine=_relative(directory, engine.file),
+        bytes=_bytes(engine.file),
         seconds=engine.seconds,
         compiled=_compiled(engine, plan),
     )
+
+
+def _bytes(file: Path | None) -> int | None:
+    if file is None:
+        return None
+    return models.size_bytes(file) if file.suffix == ".onnx" else file.stat().st_size
 
 
 def _compiled(engine: Engine, plan: PrecisionPlan) -> contract.Compiled | None:

@@ -36,10 +36,10 @@ def validate(run: Run, made: Variants, engines: tuple[Engine, ...]) -> dict[str,
     measured: dict[str, Measurements] = {}
     for engine in engines:
         # Targets that are simulated run the same graph, so it is measured once for all of them.
-        name = engine.target.name if engine.status == "built" else engine.family
+        name = engine.target.name if engine.runs_here else engine.family
         if name not in measured:
             measured[name] = _measured(run, made, engine, data, inputs)
-    return {e.target.name: measured[e.target.name if e.status == "built" else e.family] for e in engines}
+    return {e.target.name: measured[e.target.name if e.runs_here else e.family] for e in engines}
 
 
 def _measured(
@@ -47,7 +47,7 @@ def _measured(
 ) -> Measurements:
     """Return what one engine, or one variant that stands in for several, costs and gains."""
     section, fp32 = run.recipe.validate_, made.canonical.path
-    built = engine.status == "built"
+    built = engine.runs_here
     name = engine.target.name if built else engine.family
     out = f"engines/{name}/measurements.json" if built else f"variants/{name}/measurements.json"
 
@@ -67,7 +67,7 @@ def _measured(
     key = {
         "fp32": fp32,
         "engine": engine.path,
-        "status": engine.status,
+        "measured": built,
         "data": data.digest(),
         "labels": Path(section.labels) if section.labels else None,
         "section": section.model_dump(mode="json", exclude={"gates"}),
