@@ -157,10 +157,14 @@ def read_proto(path: Path) -> onnx.ModelProto:
     if not proto.HasField("graph") or not proto.ir_version:
         raise ModelError("The file holds no ONNX graph.", where=str(path), fix="Copy or export it again.")
     del data
+    sizes: dict[str, int] = {}  # many tensors share a file, which is looked at once
     for tensor in _tensors(proto):
         _check_size(tensor, path)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_external(tensor, path)
+            name = location(tensor)
+            if name not in sizes:
+                sizes[name] = _external_size(tensor, path)
+            _check_extent(tensor, path, sizes[name])
     return proto
 
 
@@ -306,9 +310,10 @@ def _nbytes(tensor: onnx.TensorProto) -> int:
     return math.ceil(math.prod(tensor.dims) * (0 if dtype == ir.DataType.STRING else dtype.bitwidth) / 8)
 
 
-def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
+def _external_size(tensor: onnx.TensorProto, path: Path) -> int:
+    """Return the bytes of the file that a tensor names, which must be an ordinary one inside the model's folder."""
     name = location(tensor)
-    where = f"{path}: initializer {tensor.name!r}, location {name!r}"
+    where = _external(tensor, path)
     folder = path.parent.resolve()
     target = folder / name
     if not name or Path(name).is_absolute() or ".." in Path(name).parts or not target.resolve().is_relative_to(folder):
@@ -334,6 +339,16 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
             where=where,
             fix="Copy the file instead of linking it.",
         )
+    return target.stat().st_size
+
+
+def _external(tensor: onnx.TensorProto, path: Path) -> str:
+    return f"{path}: initializer {tensor.name!r}, location {location(tensor)!r}"
+
+
+def _check_extent(tensor: onnx.TensorProto, path: Path, file_bytes: int) -> None:
+    """Refuse a tensor that lies outside its file of ``file_bytes``."""
+    where = _external(tensor, path)
     fields = {e.key: e.value for e in tensor.external_data}
     try:
         offset, length = int(fields.get("offset", 0)), int(fields.get("length", 0)) or _nbytes(tensor)
@@ -343,7 +358,7 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
             where=where,
             fix="Save the model again.",
         ) from error
-    if offset < 0 or length < 0 or offset + length > target.stat().st_size:
+    if offset < 0 or length < 0 or offset + length > file_bytes:
         raise ModelError(
             "External data is shorter than the model says.",
             where=where,
