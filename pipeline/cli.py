@@ -144,6 +144,13 @@ def quantize(ctx: typer.Context, flags: Flags) -> None:
     _build(ctx, flags, until="quantize")
 
 
+@app.command(name="compile", cls=RecipeCommand)
+@takes(Flags)
+def compile_(ctx: typer.Context, flags: Flags) -> None:
+    """Build every target's engine, or check that its variant compiles where this machine has no such GPU."""
+    _build(ctx, flags, until="engines")
+
+
 @app.command(cls=RecipeCommand)
 @takes(Flags)
 def validate(ctx: typer.Context, flags: Flags) -> None:
@@ -199,12 +206,29 @@ def inspect(
         Path,
         typer.Argument(metavar="PATH", help="An .onnx file (its roles) or a build directory (its precision plans)."),
     ],
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every node of every block.")] = False,
+    target: Annotated[
+        str | None, typer.Option(help="Of a build: what the compiler made of this target's variant.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="With --target: another build directory to compare with.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every node of every block; every kernel.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what every node is for, or which precision it got and which rule decided."""
+    """Show what every node is for, or which precision it got and which rule decided, or what a compiler made of it."""
     from pipeline.inspection import inspect_path
 
+    if target is not None:
+        from pipeline.inspection_compiled import compiled_tables
+
+        tables = compiled_tables(path, target, against=against, verbose=verbose)
+        if as_json:
+            output.show_json([t.to_dict() for t in tables])
+            return
+        for one in tables:
+            output.show_table(one.render())
+            output.show("")
+        return
     found = inspect_path(path, verbose=verbose)
     if as_json:
         output.show_json(found.facts)

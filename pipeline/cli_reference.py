@@ -30,7 +30,7 @@ take every key of [the recipe](recipe.md) as a flag: `--calibration.batch_size 4
 
 `--debug`, anywhere on the line, shows the traceback of an error. `--version` shows the version.
 
-The stages of a build are commands of their own: `export`, `calibrate`, `quantize`, `validate` and `publish` take the flags of
+The stages of a build are commands of their own: `export`, `calibrate`, `quantize`, `compile`, `validate` and `publish` take the flags of
 `build` and stop after their stage. What an earlier command finished is not done again.
 """
 

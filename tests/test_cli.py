@@ -161,6 +161,7 @@ def test_a_recipe_elsewhere_and_a_model_in_its_place(fake, tmp_path):
         ("export", "export"),
         ("calibrate", "calibrate"),
         ("quantize", "quantize"),
+        ("compile", "engines"),
         ("validate", "validate"),
         ("publish", "publish"),
     ],

@@ -62,10 +62,10 @@ class Oracle:
         assert self._line is not None
         self._line.send((model, CHECKABLE[capability]))
         try:
-            if not self._line.poll(PATIENCE_SECONDS):
-                raise EOFError
-            answer = self._line.recv()
+            answer = self._line.recv() if self._line.poll(PATIENCE_SECONDS) else None
         except (EOFError, ConnectionResetError):
+            answer = None
+        if answer is None:
             self._stop()
             return Verdict(outcome="crash")
         assert isinstance(answer, Verdict)

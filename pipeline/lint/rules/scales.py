@@ -34,13 +34,15 @@ def bad_scale(graph: QdqGraph) -> Iterator[Hit]:
         array = q.scale.array
         if array is None or not array.size:
             continue
-        bad = ~((array > 0) & np.isfinite(array))
+        # Measured: of INT4 that is dequantized, zero and negative scales are taken, and mean what they say.
+        signed = not q.quantizes and graph.dtype(q.data) is ir.DataType.INT4
+        bad = ~(np.isfinite(array) & ((array > 0) | signed))
         if bad.any():
             worst = array[bad].reshape(-1)[0]
             what = f"{int(bad.sum())} of {array.size} scales are not positive and finite (such as {worst:g})"
             if worst == 0 and q.scale.dtype == ir.DataType.FLOAT16:
                 what += "; in FP16 everything below 6e-8 is 0"
-            refused = q.scale.checked and not bool(np.all(array[bad] == np.inf))
+            refused = q.scale.checked and not signed and not bool(np.all(array[bad] == np.inf))
             yield Hit(
                 node=q.node, tensor=q.scale.value, message=what + ("" if refused else "; the parser does not see it")
             )

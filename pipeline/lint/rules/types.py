@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
@@ -141,8 +141,35 @@ def mixed_quantized_types(graph: QdqGraph) -> Iterator[Hit]:
     for node in graph.nodes:
         if node.op_type not in PRODUCTS or node.domain != "":
             continue
-        both = [graph.dequantizer(v) for v in node.inputs[:2]]
-        types = QUANTIZED & {graph.dtype(q.data) for q in both if q is not None}
-        if len(types) > 1:
+        both = [(index, q) for index, v in enumerate(node.inputs[:2]) if (q := graph.dequantizer(v)) is not None]
+        types = QUANTIZED & {graph.dtype(q.data) for _, q in both}
+        if len(types) > 1 and _multiplies_codes(graph, node, both, types):
             names = " x ".join(sorted(t.name for t in types))
             yield Hit(node=node, message=f"{node.op_type} multiplies {names}")
+
+
+def _multiplies_codes(
+    graph: QdqGraph, node: ir.Node, both: list[tuple[int, Quantizer]], types: Collection[ir.DataType]
+) -> bool:
+    """Whether a product of two types is computed on the quantized values, so that the builder refuses it.
+
+    Measured: with scales along the axis that is summed over it is computed in floating point; so is INT8 times INT4,
+    unless both have one scale for all.
+    """
+    if types == {ir.DataType.INT8, ir.DataType.INT4}:
+        return all(q.per_tensor for _, q in both)
+    return not any(q.scale.size not in (None, 1) and _along_sum(graph, node, index, q) for index, q in both)
+
+
+def _along_sum(graph: QdqGraph, node: ir.Node, index: int, q: Quantizer) -> bool:
+    """Whether an operand has one scale for each element of the axis that the product sums over."""
+    shape = graph.shape(q.data)
+    if shape is None or q.scale.shape is None or len(q.scale.shape) != 1:
+        return False
+    axis = q.axis % len(shape)
+    if node.op_type == "ConvTranspose":
+        return axis == (1, 0)[index]
+    if node.op_type == "Conv":
+        return axis == 1
+    flipped = node.attributes.get_int(("transA", "transB")[index], 0) == 1
+    return axis == len(shape) - (1 if (index == 0) is not flipped else 2)
