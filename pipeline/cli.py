@@ -240,6 +240,42 @@ def inspect(
 
 
 @app.command()
+def lint(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="An .onnx file, or a build directory (its variants for GPUs).")
+    ],
+    target: Annotated[str | None, typer.Option(metavar="NAME", help="Judge for this GPU, such as a100.")] = None,
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="text, json or sarif.")] = "text",
+    repair: Annotated[bool, typer.Option("--fix", help="Repair what is safe to repair; needs -o.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write the repaired model.")
+    ] = None,
+) -> None:
+    """Judge Q/DQ placement as TensorRT will; 3 if it would refuse the graph or compute something else. Rules: docs/lint.md."""
+    from pipeline.lint.command import run
+
+    with output.watching():
+        found = run(path, target=target, form=form, repair=repair, out=out)
+    output.show(found.text)
+    if found.remark:
+        typer.echo(found.remark, err=True)
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def matrix(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as pipeline.yaml.")],
+) -> None:
+    """Print the CI job matrix of a recipe as one line of JSON: a job for every GPU that an engine is built on."""
+    import json
+
+    from pipeline.matrix import matrix as jobs
+    from pipeline.recipe import load
+
+    output.show(json.dumps(jobs(load(recipe))))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Show what this machine can do, and what to install for the rest."""
     from pipeline.doctor import examine

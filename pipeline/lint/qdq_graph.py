@@ -14,7 +14,7 @@ from pipeline.errors import ModelError
 from pipeline.graph.passes.graph_pass import all_nodes
 from pipeline.graph.passes.infer_shapes import InferShapes
 from pipeline.lint.operators import MOVES, SAME_TYPE, moved
-from pipeline.lint.quantizer import DEQUANTIZE, Parameter, Quantizer, is_quantizer, numbers, quantizer
+from pipeline.lint.quantizer import DEQUANTIZE, Parameter, Quantizer, is_quantizer, numbers, quantizer, rounded
 from pipeline.notices import notice
 from pipeline.types import Array
 
@@ -117,6 +117,8 @@ class QdqGraph:
                 found = numbers(tensor)
             elif producer is not None and producer.op_type in ("Identity", "Cast") and producer.inputs[0] is not None:
                 found = self.array(producer.inputs[0])
+                if found is not None and producer.op_type == "Cast" and value.dtype is not None:
+                    found = rounded(found, value.dtype)
             self._arrays[value] = found
         return self._arrays[value]
 

@@ -136,3 +136,9 @@ def numbers(tensor: ir.TensorProtocol) -> Array | None:
         return None
     with np.errstate(invalid="ignore"):
         return np.asarray(tensor.numpy()).astype(np.float64)
+
+
+def rounded(array: Array, dtype: ir.DataType) -> Array:
+    """Return float64 values as a Cast to ``dtype`` leaves them."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return array.astype(dtype.numpy()).astype(np.float64)

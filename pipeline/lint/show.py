@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -10,6 +11,8 @@ from pipeline.lint.finding import Finding, Report
 
 SHOWN = 5
 """Findings of one rule that text shows."""
+WIDTH = 110
+"""Columns of what a rule says about itself."""
 
 
 def as_text(reports: Sequence[Report]) -> str:
@@ -27,11 +30,11 @@ def _lines(report: Report) -> Iterator[str]:
     ordered = sorted(report.findings, key=lambda f: (list(report.counts()).index(str(f.severity)), f.rule))
     for (severity, rule), group in groupby(ordered, key=lambda f: (f.severity, f.rule)):
         found = list(group)
-        yield f"{severity} {rule}: {found[0].reason}"
+        yield from textwrap.wrap(f"{severity} {rule}: {found[0].reason}", WIDTH, subsequent_indent="  ")
         yield from (f"  {_place(f)}: {f.message}" for f in found[:SHOWN])
         if len(found) > SHOWN:
             yield f"  … and {len(found) - SHOWN} more (--format json shows all)"
-        yield f"  fix: {found[0].fix}"
+        yield from textwrap.wrap(f"  fix: {found[0].fix}", WIDTH, subsequent_indent="  ")
     counts = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in report.counts().items())
     yield f"{report.model}{target}: {counts}"
 
