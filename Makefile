@@ -1,26 +1,40 @@
-# Short names for the commands of README.md; each sets up .venv the first time.
+# Each command sets up its own environment in $(VENV) the first time.
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/ready
+VENV ?= .venv
+BIN := $(VENV)/bin
 
-.PHONY: demo test check docs
+.PHONY: demo test lint check docs
 
-demo: $(READY)  ## the main job on all-MiniLM-L6-v2; the result is in demo/build/minilm
+demo: $(VENV)/demo-ready  ## the main job on all-MiniLM-L6-v2; the result is in demo/build/minilm
 	$(BIN)/python examples/minilm.py demo
 	$(BIN)/python -m pipeline build --precision int8 --recipe demo/pipeline.yaml -o demo/build/minilm
 
-test: $(READY)
+test: $(VENV)/ready
 	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready  ## style, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 check:  ## everything that CI runs, in an environment of its own
 	.ci/run
 
-docs: $(READY)  ## the generated pages
+docs: $(VENV)/ready  ## the generated pages
 	$(BIN)/python -m pipeline.recipe_reference > docs/recipe.md
 	$(BIN)/python -m pipeline.cli_reference > docs/cli.md
 
-$(READY): pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install torch==2.13.0
-	$(BIN)/pip install -e '.[torch,text,images,triton,rtx,examples,dev]'
+# torch alone and first: this version's wheel needs no CUDA packages, which a resolver might otherwise pick up with it.
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	touch $@
+
+$(VENV)/demo-ready: $(VENV)/torch pyproject.toml
+	$(BIN)/pip install --quiet -e '.[torch,text,triton,examples]'
+	touch $@
+
+$(VENV)/ready: $(VENV)/torch pyproject.toml
+	$(BIN)/pip install --quiet -e '.[torch,text,images,triton,rtx,examples,dev]'
 	touch $@

@@ -16,6 +16,7 @@ from pipeline.errors import RecipeError
 from pipeline.graph.passes.remove_unused import RemoveUnused
 from pipeline.lint.finding import Report, Severity
 from pipeline.lint.qdq_graph import QdqGraph
+from pipeline.lint.repair import drop_unread
 from pipeline.lint.rule import Rule
 from pipeline.lint.rules import RULES
 
@@ -91,7 +92,8 @@ def fix(
 def repair(model: ir.Model, target: Target | None, *, severities: frozenset[Severity]) -> tuple[tuple[str, int], ...]:
     """Change the model in place and return (rule id, places repaired)."""
     changed: Counter[str] = Counter()
-    for rule in (r for r in RULES if r.repair is not None):
+    # What nothing reads goes first, so that what a repair leaves unread is not counted as a finding of its own.
+    for rule in sorted((r for r in RULES if r.repair is not None), key=lambda r: (r.repair is not drop_unread, r.id)):
         graph = QdqGraph(model, target)
         for hit in list(rule.check(graph)):
             if (hit.severity or rule.severity) in severities and rule.repair is not None and rule.repair(graph, hit):

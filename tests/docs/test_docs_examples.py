@@ -87,5 +87,5 @@ def test_whole_recipes_in_the_readme_are_recipes():
 
 def test_the_readme_tests_with_the_command_of_ci():
     _, tests, *_ = blocks("README.md", "bash")
-    assert tests.rstrip().splitlines()[-1] == "python -m pytest"
-    assert "python -m pytest\n" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert tests.strip() == "make test"
+    assert (ROOT / ".ci/run").read_text(encoding="utf-8").rstrip().splitlines()[-1] == "make test"

@@ -88,9 +88,9 @@ class Draft:
         attributes = {} if axis is None else {"axis": axis}
         return self.dequantize(self.constant(self.codes(shape, dtype), dtype), self.constant(scale), **attributes)
 
-    def model(self, *outputs: tuple[str, int | None]) -> bytes:
+    def model(self, *outputs: tuple[str, int | None], shape: tuple[int, ...] | None = None) -> bytes:
         """Return the serialized model; an output is (name, type), the type ``None`` for the graph's float type."""
-        made = [helper.make_tensor_value_info(n, self.float_type if t is None else t, None) for n, t in outputs]
+        made = [helper.make_tensor_value_info(n, self.float_type if t is None else t, shape) for n, t in outputs]
         graph = helper.make_graph(self.nodes, "draft", self.inputs, made, self.inits)
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
         version = 11 if self.opset >= 23 else 10

@@ -159,7 +159,7 @@ def test_a_build_directory_is_its_gpu_variants(tmp_path: Path) -> None:
 def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(generate(sound, 1, seed=0)[0].model)
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    with pytest.raises(RecipeError, match="did you mean a100"):
+    with pytest.raises(RecipeError, match="did you mean a10"):
         lint_path(tmp_path / "m.onnx", target="a101")
     with pytest.raises(RecipeError, match="CPU"):
         lint_path(tmp_path / "m.onnx", target="cpu")

@@ -175,7 +175,7 @@ def test_a_dry_run_plans_and_says_how_much(inputs: Path, tmp_path: Path) -> None
     assert not (tmp_path / "b/calibration").exists()
     assert "cpu: " in result.summary
     assert "expected size" in result.summary
-    facts = json.loads((tmp_path / "b/.stages/plan.cpu.json").read_text())["facts"]
+    facts = json.loads((tmp_path / "b/.stages/dry-run.cpu.json").read_text())["facts"]
     whole = run(made, tmp_path / "b")
     assert whole.report is not None
     real = sum(
@@ -183,7 +183,7 @@ def test_a_dry_run_plans_and_says_how_much(inputs: Path, tmp_path: Path) -> None
         for i in onnx.load(tmp_path / "b/variants/cpu/model.onnx").graph.initializer
     )
     assert facts["expected_bytes"] == pytest.approx(real, rel=0.1)
-    assert "plan/cpu" not in fresh(whole)
+    assert "prepare" not in fresh(whole)
 
 
 def test_a_wrong_costs_file_stops_before_anything_is_quantized(inputs: Path, tmp_path: Path) -> None:
