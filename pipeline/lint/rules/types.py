@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
@@ -128,48 +128,3 @@ def _may_read(graph: QdqGraph, node: ir.Node, index: int) -> bool:
         return index == 2 or (index == 0 and not q.quantizes)
     uses = node.outputs[0].uses() if node.op_type == "Identity" else ()
     return bool(uses) and all(user in graph.quantizers and place == 2 for user, place in uses)
-
-
-@rule("QDQ113", "mixed-quantized-types", fix="Quantize both operands to one type, or only one of them.")
-def mixed_quantized_types(graph: QdqGraph) -> Iterator[Hit]:
-    """A matrix product or convolution multiplies operands of one quantized type.
-
-    INT8 times FP8, INT4 or FP4 is refused by the builder, on every GPU.
-
-    Source: measured: "MyelinCheckException: Input and filter have to be the same type".
-    """
-    for node in graph.nodes:
-        if node.op_type not in PRODUCTS or node.domain != "":
-            continue
-        both = [(index, q) for index, v in enumerate(node.inputs[:2]) if (q := graph.dequantizer(v)) is not None]
-        types = QUANTIZED & {graph.dtype(q.data) for _, q in both}
-        if len(types) > 1 and _multiplies_codes(graph, node, both, types):
-            names = " x ".join(sorted(t.name for t in types))
-            yield Hit(node=node, message=f"{node.op_type} multiplies {names}")
-
-
-def _multiplies_codes(
-    graph: QdqGraph, node: ir.Node, both: list[tuple[int, Quantizer]], types: Collection[ir.DataType]
-) -> bool:
-    """Whether a product of two types is computed on the quantized values, so that the builder refuses it.
-
-    Measured: with scales along the axis that is summed over it is computed in floating point; so is INT8 times INT4,
-    unless both have one scale for all.
-    """
-    if types == {ir.DataType.INT8, ir.DataType.INT4}:
-        return all(q.per_tensor for _, q in both)
-    return not any(q.scale.size not in (None, 1) and _along_sum(graph, node, index, q) for index, q in both)
-
-
-def _along_sum(graph: QdqGraph, node: ir.Node, index: int, q: Quantizer) -> bool:
-    """Whether an operand has one scale for each element of the axis that the product sums over."""
-    shape = graph.shape(q.data)
-    if shape is None or q.scale.shape is None or len(q.scale.shape) != 1:
-        return False
-    axis = q.axis % len(shape)
-    if node.op_type == "ConvTranspose":
-        return axis == (1, 0)[index]
-    if node.op_type == "Conv":
-        return axis == 1
-    flipped = node.attributes.get_int(("transA", "transB")[index], 0) == 1
-    return axis == len(shape) - (1 if (index == 0) is not flipped else 2)
