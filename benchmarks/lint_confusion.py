@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import time
 
 import numpy as np
@@ -27,7 +28,8 @@ def main() -> None:
     arguments = parser.parse_args()
     started, cpu = time.perf_counter(), time.process_time()
     with Oracle() as oracle:
-        print_header("Lint against TensorRT for RTX", "benchmarks.lint_confusion")
+        judge = f"tensorrt-rtx-cu12 {importlib.metadata.version('tensorrt-rtx-cu12')}"
+        print_header("Lint against TensorRT for RTX", "benchmarks.lint_confusion", [f"judge: {judge}, without a GPU"])
         validity(oracle, arguments.graphs)
         everything(oracle, arguments.wild)
         cores(oracle, arguments.attention)
@@ -51,7 +53,9 @@ def validity(oracle: Oracle, graphs: int) -> None:
 
 def _row(suite: Suite, matrix: Matrix) -> tuple[object, ...]:
     faulty, clean = matrix.outcomes
-    verdicts = (faulty.get("parser", 0), faulty.get("builder", 0) + faulty.get("crash", 0), faulty.get("accepted", 0))
+    crashes = faulty.get("crash", 0)
+    builder = f"{faulty.get('builder', 0)}" + (f" and {crashes} crash it" if crashes else "")
+    verdicts = (faulty.get("parser", 0), builder, faulty.get("accepted", 0))
     what = f"{suite.what} (silent)" if suite.expect == "silent" else suite.what
     counts = (matrix.true_positive, matrix.false_positive, matrix.true_negative, matrix.false_negative)
     return (

@@ -353,12 +353,12 @@ def one_float(rng: np.random.Generator) -> Case:
     d, k = _draft(rng), _size(rng)
     other = T.FLOAT if d.float_type == T.FLOAT16 else T.FLOAT16
     x, zero = d.input((8, k)), d.constant(0, T.INT8)
-    if rng.integers(2):
+    kind = int(rng.integers(4))
+    if kind == 1 or rng.integers(2):
         made = d.pair(x)
     else:
         made = d.dequantize(d.quantize(x, d.constant(0.02), zero), d.constant(0.02, other), zero)
         made = d.node("Cast", [made], to=d.float_type)
-    kind = int(rng.integers(4))
     if kind == 0:
         made = d.node(str(rng.choice(["Add", "Mul", "Max"])), [made, x])
     elif kind == 1:
@@ -426,6 +426,31 @@ def two_types(rng: np.random.Generator, *, same: bool) -> Case:
         return Case(model=d.model((made, None)), capability=capability)
     made = product(d, d.pair(d.input((8, k)), 0.02, first), k, n, second, per_channel=False)
     return Case(model=d.model((made, None)), capability=capability)
+
+
+def four_bit_product(rng: np.random.Generator) -> Case:
+    """Two 4-bit operands: what the builder refuses, and (one in five) what it crashes on."""
+    d, k, n = _draft(rng), _size(rng), _size(rng)
+    if rng.integers(5):
+        dtype = int(rng.choice([T.INT4, T.FLOAT4E2M1]))
+        value = d.pair(d.input((2, k, 8, 8)), 0.02, dtype)
+        made = d.node("Conv", [value, d.weight((n, k, 3, 3), dtype, 0 if rng.integers(2) else None)], pads=[1] * 4)
+    else:
+        made = product(d, d.pair(d.input((8, k)), 0.02, T.FLOAT4E2M1), k, n, T.FLOAT4E2M1)
+    return Case(model=d.model((made, None)), capability=SM120)
+
+
+def four_bit_blocks(rng: np.random.Generator) -> Case:
+    """FP4 in blocks of 16 on both sides, or a 4-bit weight alone."""
+    d, k, n = _draft(rng), _size(rng), _size(rng)
+    if rng.integers(2):
+        dtype = int(rng.choice([T.INT4, T.FLOAT4E2M1]))
+        return Case(model=d.model((product(d, d.input((8, k)), k, n, dtype), None)), capability=SM120)
+    k = max(k, 32)
+    value = d.pair(d.input((8, k)), rng.uniform(0.01, 0.02, (8, k // 16)), T.FLOAT4E2M1, axis=1, block_size=16)
+    codes, scales = d.constant(d.codes((k, n), T.FLOAT4E2M1), T.FLOAT4E2M1), d.constant(np.full((k // 16, n), 0.01))
+    made = d.node("MatMul", [value, d.dequantize(codes, scales, axis=0, block_size=16)])
+    return Case(model=d.model((made, None)), capability=SM120)
 
 
 # ---- biases, operators, opsets, blocks -----------------------------------------------------------------------------
@@ -611,6 +636,7 @@ SUITES: tuple[Suite, ...] = (
            lambda r: blocked(r, documented=False), lambda r: blocked(r, documented=True)),
     _suite("QDQ116", "scale known at run time only", "accepted", runtime_scale, sound),
     _suite("QDQ117", "FP16 scale subnormal", "accepted", subnormal_scale, small_scale),
+    _suite("QDQ118", "two 4-bit operands", "refused", four_bit_product, four_bit_blocks),
     _suite("QDQ201", "FP8, INT4 or FP4 read by something else", "refused", narrow_dangling, narrow_moved),
     _suite("QDQ201", "INT8 read by something else", "accepted", dangling, sound),
     _suite("QDQ202", "DQ without a Q", "accepted", undone, sound),

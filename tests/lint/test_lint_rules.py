@@ -50,13 +50,14 @@ def test_sound_graphs_have_no_errors_of_any_rule() -> None:
 
 def test_ids_and_names_are_unique_and_documented() -> None:
     text = (ROOT / "docs/lint.md").read_text(encoding="utf-8")
-    assert len({r.id for r in RULES}) == len({r.name for r in RULES}) == len(RULES) == 27
+    assert len({r.id for r in RULES}) == len({r.name for r in RULES}) == len(RULES) == 28
     for rule in RULES:
         assert rule.reason.endswith("."), rule.id
         assert rule.source, rule.id
-        (row,) = [line for line in text.splitlines() if line.startswith(f"| {rule.id} ")]
-        assert rule.name in row
-        assert f"| {rule.severity} |" in row or rule.severity in row
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {rule.id} | {rule.name} |")]
+        assert row.split("|")[3].strip() == rule.severity, row
+        repairs = [line for line in text.splitlines() if line.startswith("|") and f"{rule.id}" in line.split("|")[1]]
+        assert (len(repairs) > 1) is (rule.repair is not None and rule.severity is not Severity.NOTE), rule.id
 
 
 @pytest.mark.parametrize("narrow", [False, True])

@@ -6,6 +6,7 @@ from pipeline.lint.rule import Rule
 from pipeline.lint.rules import (
     attention,
     bias,
+    operand_types,
     pairs,
     placement,
     products,
@@ -16,7 +17,9 @@ from pipeline.lint.rules import (
     zero_points,
 )
 
-_MODULES = (zero_points, scales, shapes, types, bias, validity, pairs, placement, products, attention)
+_MODULES = (
+    zero_points, scales, shapes, types, operand_types, bias, validity, pairs, placement, products, attention,
+)  # fmt: skip
 
 RULES: tuple[Rule, ...] = tuple(
     sorted((item for m in _MODULES for item in vars(m).values() if isinstance(item, Rule)), key=lambda r: r.id)

@@ -48,7 +48,7 @@ def _is_product(graph: QdqGraph, q: Quantizer | None) -> bool:
 def unshared_concat_scales(graph: QdqGraph) -> Iterator[Hit]:
     """A product that reads a Concat multiplies INT8 only if all parts share one scale.
 
-    With different scales it runs in floating point (a convolution moved a third more bytes); where the Concat's
+    With different scales it runs in floating point (a convolution moved half as many bytes again); where the Concat's
     output is quantized again, different scales cost nothing.
 
     Source: TensorRT documentation, "Q/DQ Layer-Placement Recommendations"; measured.

@@ -59,7 +59,7 @@ def runtime_scale(graph: QdqGraph) -> Iterator[Hit]:
 
     TensorRT for RTX takes scales that are inputs or computed, and does not check their values.
 
-    Source: NvInfer.h, IQuantizeLayer and IDequantizeLayer (scale "must be a build-time constant"); measured.
+    Source: NvInfer.h, IQuantizeLayer and IDequantizeLayer (allowed scale subgraphs); measured.
     """
     for q in graph.quantizers.values():
         if not q.scale.constant and graph.dequantizer(q.scale.value) is None:

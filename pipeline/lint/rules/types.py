@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
@@ -78,10 +78,12 @@ def type_not_on_target(graph: QdqGraph) -> Iterator[Hit]:
 def mixed_float_types(graph: QdqGraph) -> Iterator[Hit]:
     """A DQ makes the type of its scale, and a strongly typed network does not convert by itself.
 
-    Where that meets another float type, the parser refuses the graph. A Q whose scale has another type than its
-    input compiles, but ONNX allows it only from opset 23 on.
+    Where that meets another float type, the parser refuses the graph. With a Cast between it compiles, but of a
+    product whose operands have scales of two types the builder refuses some (a Gemm with transB and a scale for each
+    channel). A Q whose scale has another type than its input compiles, but ONNX allows it only from opset 23 on.
 
-    Source: measured: "IMatrixMultiplyLayer must have same input types"; ONNX QuantizeLinear.
+    Source: measured: "IMatrixMultiplyLayer must have same input types", "type mismatch between matmul operand
+    scales"; ONNX QuantizeLinear.
     """
     for node in graph.nodes:
         if node in graph.quantizers:
@@ -94,8 +96,25 @@ def mixed_float_types(graph: QdqGraph) -> Iterator[Hit]:
         if node.op_type in SAME_OPERANDS and node.domain == "":
             read = [v for v in node.inputs[SAME_OPERANDS[node.op_type]] if v is not None]
             types = FLOATS & {graph.dtype(v) for v in read}
+            scales = FLOATS & {_scale_type(graph, v) for v in read[:2]} if node.op_type in PRODUCTS else set()
             if len(types) > 1:
-                yield Hit(node=node, message=f"{node.op_type} reads {' and '.join(sorted(t.name for t in types))}")
+                yield Hit(node=node, message=f"{node.op_type} reads {_names(types)}")
+            elif len(scales) > 1:
+                what = f"its operands have scales of {_names(scales)} behind a Cast"
+                yield Hit(node=node, message=what, severity=Severity.WARNING)
+
+
+def _scale_type(graph: QdqGraph, value: ir.Value) -> ir.DataType | None:
+    """Return the type of the scale behind an operand, also if what it made was cast."""
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Cast":
+        value = producer.inputs[0] or value
+    q = graph.dequantizer(value)
+    return None if q is None else q.scale.dtype
+
+
+def _names(types: Collection[ir.DataType]) -> str:
+    return " and ".join(sorted(t.name for t in types))
 
 
 @rule(
