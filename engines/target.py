@@ -56,19 +56,6 @@ class Target:
         """``SM80``; ``CPU`` without a compute capability."""
         return "CPU" if self.compute_capability is None else "SM{}{}".format(*self.compute_capability)
 
-    def family(self, preset: str) -> str:
-        """Return the variant of the graph that this target runs under a preset.
-
-        Targets of one family share one quantized ONNX: ``fp32`` (nothing to do), ``cpu``, ``gpu-int8``, ``gpu-fp16``.
-
-        Args:
-            preset: A preset's name (``int8-all``) or a precision's.
-        """
-        precision = preset.partition("-")[0]
-        if precision == Precision.FP32:
-            return "fp32"
-        return "cpu" if self.compute_capability is None else f"gpu-{precision}"
-
 
 def _gpu(
     name: str,

@@ -58,22 +58,6 @@ def test_a_missing_precision_is_refused_with_the_nearest():
             check_precision(entry, precision)
 
 
-@pytest.mark.parametrize(
-    ("name", "preset", "family"),
-    [
-        ("cpu", "int8", "cpu"),
-        ("cpu", "int8-all", "cpu"),
-        ("cpu", "fp32", "fp32"),
-        ("a100", "int8", "gpu-int8"),
-        ("h100", "int8-all", "gpu-int8"),
-        ("t4", "fp16", "gpu-fp16"),
-        ("t4", "fp32", "fp32"),
-    ],
-)
-def test_family(name, preset, family):
-    assert target(name).family(preset) == family
-
-
 @pytest.mark.parametrize("written", ["l40s", "L40S", " L40-S ", "rtx 4090"])
 def test_names_are_forgiving(written):
     assert target(written).name in ("l40s", "rtx4090")
