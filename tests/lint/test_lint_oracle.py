@@ -87,14 +87,13 @@ def test_attention_fuses_as_the_rule_says(oracle: Oracle, *, narrow: bool, capab
 
 @pytest.mark.slow
 def test_what_the_rules_about_speed_cost(oracle: Oracle) -> None:
-    """Each comparison compiles, and what the documentation says of it is so: (more kernels, more bytes, fewer low FLOPs)."""
-    more_bytes = {"QDQ107", "QDQ204", "QDQ205", "QDQ208", "QDQ209", "QDQ210"}
+    """Warnings cost bytes, kernels or low-precision products; notes do not cost bytes, whatever the literature says."""
     for rule, what, advised, against, capability in MEASURED:
         good, bad = (oracle.ask(make(), capability).compiled for make in (advised, against))
-        worse = bad.bytes_moved > good.bytes_moved or bad.kernels > good.kernels
         if "no finding" in what:
             continue
-        assert worse or rule == "QDQ206", what
-        if rule in more_bytes and "N = 8" not in what:
+        if rule in ("QDQ206", "QDQ207") or "N = 8" in what:
+            assert bad.bytes_moved < good.bytes_moved, what
+        else:
             low = (good.low_precision_flops_share or 0) > (bad.low_precision_flops_share or 0)
-            assert bad.bytes_moved > good.bytes_moved or low, what
+            assert bad.bytes_moved > good.bytes_moved or bad.kernels > good.kernels or low, what
