@@ -11,6 +11,7 @@ from engines.compiled_layers import CompiledLayers
 from engines.roofline import estimate_ms
 from engines.target import Target
 from engines.tensorrt.build import build_engine, profiles_for
+from engines.tensorrt.flavour import Flavour, installed
 from engines.tensorrt.options import BuilderOptions
 from pipeline import model as models
 from pipeline.errors import EngineError, MissingError, RecipeError
@@ -33,7 +34,7 @@ def build_or_check(run: Run, made: Variants, family: str, device: Target) -> Eng
     needs no GPU; that is a check, not the engine.
     """
     checked = _check(run, made, family, device)
-    if checked.check is None or checked.check.proxy_for:
+    if checked.status == "failed":
         return checked
     try:
         file, seconds = _build(run, made, checked)
@@ -46,7 +47,6 @@ def build_or_check(run: Run, made: Variants, family: str, device: Target) -> Eng
 
 
 def _build(run: Run, made: Variants, checked: Engine) -> tuple[Path, float]:
-    assert checked.check is not None
     variant, name = made.variants[checked.family], checked.target.name
     shapes = _shapes(run, made)
     options = BuilderOptions.from_dict(run.recipe.builder.model_dump(mode="json"))
@@ -59,7 +59,7 @@ def _build(run: Run, made: Variants, checked: Engine) -> tuple[Path, float]:
 
     key = {
         "variant": variant,
-        "builder": checked.check.layers.builder,
+        "tensorrt": installed(Flavour(checked.target.runtime)),
         "options": options.to_dict(),
         "shapes": shapes,
     }

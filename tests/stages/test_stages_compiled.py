@@ -65,3 +65,27 @@ def test_a_precision_that_the_gpu_lacks_is_refused_before_any_work(inputs: Path,
     with pytest.raises(RecipeError, match=r"A100 is SM80 and has no FP8 \(needs SM89 or newer\); use int8"):
         run(recipe(inputs, targets=["a100"], policy={"preset": "fp8"}), tmp_path)
     assert not (tmp_path / "model.fp32.onnx").exists()
+
+
+def test_on_the_gpu_the_engine_is_built_although_the_check_was_a_proxy(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands in for TensorRT on an H100, which this machine lacks: only that it is asked, and what becomes of it."""
+
+    class Built:
+        def write(self, folder: Path) -> None:
+            (folder / "model.plan").write_bytes(b"engine")
+            (folder / "manifest.json").write_text("{}")
+
+    asked = []
+
+    def build_engine(onnx, target, options, shapes, *, progress):
+        asked.append((target.name, options.profiles[0]["input_ids"].max[0]))
+        return Built()
+
+    monkeypatch.setattr("pipeline.stages.checks.build_engine", build_engine)
+    report = run(recipe(inputs, targets=["h100"]), tmp_path).report
+    assert report is not None
+    assert asked == [("h100", 32)]
+    assert (report["targets"]["h100"]["status"], report["targets"]["h100"]["bytes"]) == ("built", len(b"engine"))
+    assert report["targets"]["h100"]["compiled"]["proxy_for"] == "SM90"
