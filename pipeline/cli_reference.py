@@ -23,7 +23,7 @@ take every key of [the recipe](recipe.md) as a flag: `--calibration.batch_size 4
 |---|---|
 | 0 | done |
 | 2 | bad input: the message says what, where, and what to do |
-| 3 | a gate failed, or `--require-verdict` and nothing was measured |
+| 3 | a gate failed, a variant does not compile for a target, or `--require-verdict` and nothing was measured |
 | 4 | something this machine lacks, or `--require-built` and an engine was not built |
 | 70 | a bug: the traceback is in the file that the message names |
 | 130 | interrupted; run again to resume |

@@ -15,6 +15,8 @@ import psutil
 
 from engines.compile_check import CHECKABLE, available, checked_capability
 from engines.target import Target, targets
+from engines.tensorrt.flavour import Flavour, installed
+from engines.tensorrt.gpus import gpus
 from pipeline.table import Table
 
 _GIB = 1 << 30
@@ -189,8 +191,20 @@ def _status(target: Target) -> TargetStatus:
     else:
         status, compiled = _compile_check(target)
         precisions = ", ".join(sorted(target.precisions, key=str))
-        reason = f"{target.sm} has {precisions}; its ONNX is made and simulated here{compiled}, its engine is not built"
+        where = _engine_place(target)
+        status = "built" if where == "built here" else status
+        reason = f"{target.sm} has {precisions}; its ONNX is made and simulated here{compiled}, its engine is {where}"
     return TargetStatus(target=target.name, title=target.title, status=status, reason=reason)
+
+
+def _engine_place(target: Target) -> str:
+    """Return where a GPU target's engine is built."""
+    if target.runtime == "tensorrt-rtx":
+        return "built here" if available() else "built anywhere with '.[rtx]'"
+    here = any(gpu.capability == target.compute_capability for gpu in gpus())
+    if here and installed(Flavour.TENSORRT) is not None:
+        return "built here"
+    return "built with '.[tensorrt]' here" if here else "built on that GPU with '.[tensorrt]'"
 
 
 def _compile_check(target: Target) -> tuple[str, str]:
