@@ -182,6 +182,10 @@ class PolicyConfig(Section):
     """The policy to start from."""
     rules: tuple[RuleConfig, ...] = ()
     """Applied after the preset, in order; the last match wins."""
+    skip: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Stays in high precision whatever the rules say: module names (``lm_head``, ``embed_tokens``) or globs over node names."""
+    outlier_threshold: float | None = Field(default=None, gt=1)
+    """Nodes stay in high precision that read a tensor whose largest |x| is more than this many times its 99.9th percentile."""
     activations: Literal["static", "dynamic"] = "static"
     """``dynamic`` computes activation ranges per batch at run time (``cpu`` only; no calibration needed)."""
 

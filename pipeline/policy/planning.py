@@ -14,6 +14,7 @@ from pipeline.graph.operands import WEIGHTED, has_dynamic_form
 from pipeline.policy.half_range import FLOAT16_MAX, SENTINEL, half_guards
 from pipeline.policy.plan import Format, NodePlan, PrecisionPlan
 from pipeline.policy.rules import Candidate, Rule, candidates, cost_rules, guard_rules, preset_rules, user_rule
+from pipeline.policy.skip import skip_rules
 from pipeline.recipe import PolicyConfig, Preset
 from pipeline.types import NodeRole, Precision, QuantDType, QuantSpec, Role
 
@@ -75,6 +76,7 @@ def plan(
     *,
     costs: Mapping[str, Mapping[str, float]] | None = None,
     extents: Mapping[str, float] | None = None,
+    outliers: Mapping[str, float] | None = None,
 ) -> PrecisionPlan:
     """Return the precision of every node and the rule that decided it.
 
@@ -86,6 +88,7 @@ def plan(
         costs: Node name to ``{"fp32_ms": …, "int8_ms": …}`` as measured on a CPU; on ``cpu``, a node that INT8 makes
             slower stays high.
         extents: Tensor name to the largest finite |x| seen; nodes beyond the FP16 range compute in FP32.
+        outliers: Tensor name to how far its outliers stand out, for ``policy.outlier_threshold``.
     """
     elsewhere = _elsewhere(policy, family)
     high = Precision.FP32 if policy.preset is Preset.FP32 else elsewhere
@@ -95,6 +98,7 @@ def plan(
     rules += half_guards(found) if elsewhere is Precision.FP16 else []
     rules += cost_rules(costs or {}, high) if family == "cpu" else []
     rules += [user_rule(config, family) for config in policy.rules]
+    rules += skip_rules(policy, high, outliers or {})
     nodes = {c.name: _decide(c, rules, high, dynamic=dynamic) for c in found}
     if elsewhere is Precision.FP16:
         _keep_fp32_beyond_fp16(found, nodes, extents or {})

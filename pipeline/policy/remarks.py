@@ -9,6 +9,7 @@ from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import SHARED
 from pipeline.policy.rules import Candidate, conditions
+from pipeline.policy.skip import named
 from pipeline.recipe import PolicyConfig, RuleConfig
 
 
@@ -28,6 +29,11 @@ def remark(
     """
     for index, config in enumerate(policy.rules):
         _remark_rule(plan, found, config, where=f"policy.rules[{index}]")
+    names = sorted(c.name for c in found)
+    for pattern in policy.skip:
+        if not any(named(pattern, name) for name in names):
+            near = _nearest(pattern, names)
+            notice("skip-unmatched", f"No node is named {pattern!r}; the nearest is {near}.", where="policy.skip")
     for entry in plan:
         if entry.rule.startswith(SHARED):
             notice(

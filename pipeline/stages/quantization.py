@@ -16,6 +16,7 @@ from pipeline.policy.planning import plan as make_plan
 from pipeline.policy.remarks import remark
 from pipeline.policy.rules import candidates
 from pipeline.policy.sizes import expected_bytes
+from pipeline.policy.skip import outlier_ratios
 from pipeline.quantize.costs import read_costs
 from pipeline.quantize.quantize import quantize as write_variant
 from pipeline.quantize.ranges import SiteRange
@@ -26,6 +27,7 @@ from pipeline.stages.run import DRY_RUN, STATISTICS, Run, step
 def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[str, PrecisionPlan]:
     """The precision of every node, for every family of targets."""
     plans = {}
+    judged = run.recipe.policy.outlier_threshold is not None
     # A dry run leaves a finished build as it is.
     folder, stage = (DRY_RUN, "dry-run") if run.options.dry_run else ("variants", "plan")
     for name in run.families:
@@ -34,6 +36,8 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
         costs_file = run.recipe.costs if name == "cpu" else None
         if half and statistics is None and not run.options.dry_run:
             notice("fp16-unchecked", "Without calibration data nothing says which tensors FP16 cannot hold.")
+        if judged and statistics is None:
+            notice("outliers-unchecked", "Without calibration statistics nothing says which tensors have outliers.")
 
         def produce(
             work: Path, name: str = name, out: str = out, half: bool = half, costs_file: Path | None = costs_file
@@ -41,7 +45,8 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
             model = models.load(canonical.path)
             roles, policy, costs = find_roles(model), run.recipe.policy, read_costs(costs_file)
             largest = extents(statistics) if half and statistics is not None else None
-            made = make_plan(model, roles, policy, name, costs=costs, extents=largest)
+            spread = outlier_ratios(statistics) if judged and statistics is not None else None
+            made = make_plan(model, roles, policy, name, costs=costs, extents=largest, outliers=spread)
             remark(made, candidates(model, roles), policy, costs)
             (work / out).write_text(made.to_json(), encoding="utf-8")
             return {
@@ -55,7 +60,7 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
             "policy": run.recipe.policy.model_dump(mode="json"),
             "family": name,
             "costs": costs_file,
-            "statistics": run.directory / STATISTICS if half and statistics is not None else None,
+            "statistics": run.directory / STATISTICS if (half or judged) and statistics is not None else None,
         }
         result = run.stage(f"{stage}/{name}", inputs, [out], produce)
         plans[name] = PrecisionPlan.from_json(result.paths[out].read_text(encoding="utf-8"))
