@@ -19,6 +19,7 @@ from pipeline.stages.publishing import publish
 from pipeline.stages.quantization import plan, quantize
 from pipeline.stages.reporting import Outcome, write_reports
 from pipeline.stages.run import BuildOptions, Run, stored_recipe
+from pipeline.stages.smoothing import smooth
 from pipeline.stages.source import export, prepare
 from pipeline.stages.validation import judge, validate
 from pipeline.stages.variants import Variants
@@ -79,9 +80,12 @@ def to_variants(run: Run) -> Variants:
     canonical = prepare(run, exported)
     statistics = calibrate(run, exported, canonical)
     plans = plan(run, canonical, statistics)
-    chosen = ranges(run, exported, canonical, plans, statistics)
-    variants = quantize(run, canonical, plans, chosen)
-    return Variants(exported=exported, canonical=canonical, plans=plans, ranges=chosen, variants=variants)
+    floats = smooth(run, exported, canonical, plans, statistics)
+    chosen = ranges(run, exported, plans, floats)
+    variants = quantize(run, floats, plans, chosen)
+    return Variants(
+        exported=exported, canonical=canonical, plans=plans, floats=floats, ranges=chosen, variants=variants
+    )
 
 
 def profile(recipe: Recipe, directory: Path, *, progress: Progress = silent) -> Path:

@@ -186,6 +186,8 @@ class PolicyConfig(Section):
     """Stays in high precision whatever the rules say: module names (``lm_head``, ``embed_tokens``) or globs over node names."""
     outlier_threshold: float | None = Field(default=None, gt=1)
     """Nodes stay in high precision that read a tensor whose largest |x| is more than this many times its 99.9th percentile."""
+    smooth: Annotated[Literal["off", "auto"] | float, Field(union_mode="left_to_right")] = "off"
+    """SmoothQuant: ``auto`` searches for every GEMM how much of its input's outliers to move into its weights; a number from 0 to 1 is that share (alpha) everywhere."""
     activations: Literal["static", "dynamic"] = "static"
     """``dynamic`` computes activation ranges per batch at run time (``cpu`` only; no calibration needed)."""
 

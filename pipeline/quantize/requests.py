@@ -8,6 +8,7 @@ from calibrators.collector import Request
 from pipeline.graph.operands import operands
 from pipeline.policy.planning import plan
 from pipeline.quantize.sites import sites
+from pipeline.quantize.smoothing import groups
 from pipeline.recipe import PolicyConfig, Preset, RuleConfig
 from pipeline.types import NodeRole, Precision
 
@@ -37,7 +38,11 @@ def requests(
     if any(f.startswith("gpu") for f in families):
         values = [*model.graph.inputs, *(v for n in model.graph for v in n.outputs)]
         tensors |= dict.fromkeys(v.name or "" for v in values if v.type == ir.TensorType(ir.DataType.FLOAT))
-    return tuple(Request(tensor=t) for t in tensors)
+    found = [Request(tensor=t) for t in tensors]
+    if policy.smooth != "off":
+        smoothable = dict.fromkeys(g.tensor for f in families for g in groups(model, plan(model, roles, policy, f)))
+        found += [Request(tensor=t, statistic="channel_range") for t in smoothable]
+    return tuple(found)
 
 
 def _everything(model: ir.Model) -> PolicyConfig:

@@ -28,9 +28,9 @@ from pipeline.recipe import Calibration, Method
 from pipeline.sources.export import Exported
 from pipeline.stages.run import STATISTICS, Reached, Run, step
 from pipeline.stages.shards import identity_file, merged, shard_file, write_identity
-from pipeline.types import CalibrationData, Feeds, TensorInfo
-
-TUNING_SAMPLES = 8
+from pipeline.stages.smoothing import FloatGraph
+from pipeline.stages.tuning_samples import TUNING_SAMPLES, first_batches
+from pipeline.types import TensorInfo
 
 
 @step
@@ -89,16 +89,16 @@ def calibrate(run: Run, exported: Exported, canonical: Prepared) -> Statistics |
 def ranges(
     run: Run,
     exported: Exported,
-    canonical: Prepared,
     plans: dict[str, PrecisionPlan],
-    statistics: Statistics | None,
+    floats: dict[str, FloatGraph],
 ) -> dict[str, tuple[SiteRange, ...]]:
     """The range of every activation that a plan quantizes."""
     section = run.recipe.calibration
-    inputs = models.inputs(models.load(canonical.path))
+    inputs = models.inputs(models.load(next(iter(floats.values())).path))
     data = run.open(section, exported, inputs)
     found: dict[str, tuple[SiteRange, ...]] = {}
     for name, made in plans.items():
+        path, statistics = floats[name].path, floats[name].statistics
         if made.dynamic or not made.quantized() or (statistics is None and section.cache is None):
             found[name] = ()
             continue
@@ -106,13 +106,19 @@ def ranges(
         # TensorRT's calibration cache holds symmetric INT8 ranges and nothing else.
         own_cache = f"calibration/{section.method}.cache" if name == "gpu-int8" else None
 
-        def produce(work: Path, made: PrecisionPlan = made, out: str = out, own_cache: str | None = own_cache) -> None:
-            model = models.load(canonical.path)
-            chosen = _chosen(section, sites(model, made), statistics, models.inputs(model))
+        def produce(
+            work: Path,
+            made: PrecisionPlan = made,
+            graph: FloatGraph = floats[name],
+            out: str = out,
+            own_cache: str | None = own_cache,
+        ) -> None:
+            model = models.load(graph.path)
+            chosen = _chosen(section, sites(model, made), graph.statistics, models.inputs(model))
             if section.method is Method.AUTO and section.cache is None:
-                feeds = _first(data, TUNING_SAMPLES, inputs)
+                feeds = first_batches(data, TUNING_SAMPLES, inputs)
                 chosen = tune(
-                    canonical.path, made, chosen, feeds,
+                    graph.path, made, chosen, feeds,
                     mask=run.mask(inputs), threads=run.recipe.threads, progress=run.progress,
                 )  # fmt: skip
             (work / out).write_text(range_files.to_json(chosen), encoding="utf-8")
@@ -120,9 +126,9 @@ def ranges(
                 write_cache(work / own_cache, chosen)
 
         read = {
-            "model": canonical.path,
+            "model": path,
             "plan": run.directory / f"variants/{name}/precision_plan.json",
-            "statistics": run.directory / STATISTICS if statistics is not None else None,
+            "statistics": list(floats[name].files),
             "cache": section.cache,
             "method": section.method,
             "percentile": section.percentile,
@@ -190,17 +196,3 @@ def _quantizes(run: Run, model: ir.Model) -> bool:
     roles = find_roles(model)
     plans = [make_plan(model, roles, run.recipe.policy, name) for name in run.families]
     return any(sites(model, made) for made in plans if not made.dynamic)
-
-
-def _first(data: CalibrationData | None, samples: int, inputs: tuple[TensorInfo, ...]) -> list[Feeds]:
-    """Return the first batches that hold ``samples`` samples, the last one cut where the model takes any batch."""
-    fixed = any(not info.shape or isinstance(info.shape[0], int) for info in inputs)
-    feeds: list[Feeds] = []
-    left = samples
-    for batch in data if data is not None else ():
-        size = next((len(v) for v in batch.values() if v.ndim), 1)
-        feeds.append({k: v[:left] for k, v in batch.items()} if size > left and not fixed else batch)
-        left -= max(size, 1)
-        if left <= 0:
-            break
-    return feeds

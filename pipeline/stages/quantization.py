@@ -21,6 +21,7 @@ from pipeline.quantize.costs import read_costs
 from pipeline.quantize.quantize import quantize as write_variant
 from pipeline.quantize.ranges import SiteRange
 from pipeline.stages.run import DRY_RUN, STATISTICS, Run, step
+from pipeline.stages.smoothing import FloatGraph
 
 
 @step
@@ -69,7 +70,10 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
 
 @step
 def quantize(
-    run: Run, canonical: Prepared, plans: dict[str, PrecisionPlan], ranges: dict[str, tuple[SiteRange, ...]]
+    run: Run,
+    floats: dict[str, FloatGraph],
+    plans: dict[str, PrecisionPlan],
+    ranges: dict[str, tuple[SiteRange, ...]],
 ) -> dict[str, Path]:
     """The Q/DQ ONNX of every family of targets."""
     variants = {}
@@ -77,7 +81,7 @@ def quantize(
         out = f"variants/{name}/model.onnx"
 
         def produce(work: Path, name: str = name, made: PrecisionPlan = made, out: str = out) -> dict[str, Any]:
-            variant = write_variant(canonical.path, made, ranges[name], work / out, progress=run.progress)
+            variant = write_variant(floats[name].path, made, ranges[name], work / out, progress=run.progress)
             fused = variant.fusion
             return {
                 "bytes": variant.bytes,
@@ -86,7 +90,7 @@ def quantize(
             }
 
         inputs = {
-            "model": canonical.path,
+            "model": floats[name].path,
             "plan": run.directory / f"variants/{name}/precision_plan.json",
             "ranges": run.directory / f"variants/{name}/ranges.json" if ranges[name] else None,
         }

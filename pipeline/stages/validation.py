@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from calibrators.collector import CollectOptions, Statistics, collect
+from calibrators.collector import CollectOptions, collect
 from calibrators.data.checks import beyond_range, check_data, overlap
 from pipeline import model as models
 from pipeline.notices import notice
-from pipeline.quantize.ranges import SiteRange
 from pipeline.recipe import Validation
 from pipeline.sources.export import Exported
 from pipeline.stages.engine import Engine
-from pipeline.stages.run import STATISTICS, Run
+from pipeline.stages.run import Run
 from pipeline.stages.variants import Variants
 from pipeline.types import CalibrationData, Range, TensorInfo
 from pipeline.validation.latency import LatencyOptions
@@ -52,7 +51,7 @@ def _measured(
     out = f"engines/{name}/measurements.json" if built else f"variants/{name}/measurements.json"
 
     def produce(work: Path) -> None:
-        _check_heldout(run, made, data, made.ranges[engine.family], inputs)
+        _check_heldout(run, made, data, engine.family, inputs)
         nodes = tuple(n.node for n in made.plans[engine.family].quantized())
         options = ValidateOptions(
             mode=Mode.MEASURED if built else Mode.SIMULATED,
@@ -86,19 +85,20 @@ def _check_heldout(
     run: Run,
     made: Variants,
     data: CalibrationData,
-    ranges: tuple[SiteRange, ...],
+    family: str,
     inputs: tuple[TensorInfo, ...],
 ) -> None:
     check_data(data, name="held-out data")
     used = run.open(run.recipe.calibration, made.exported, inputs)
-    if used is None or not ranges:
+    ranges, graph = made.ranges[family], made.floats[family]
+    if used is None or not ranges or graph.statistics is None:
         return
     overlap(used, data)
-    seen = Statistics.load(run.directory / STATISTICS)
+    seen = graph.statistics
     tensors = [t for t in dict.fromkeys(r.site.tensor for r in ranges) if t in seen]
     options = CollectOptions(threads=run.recipe.threads, mask=run.mask(inputs), refuse_nonfinite=False)
-    wanted = [r for r in seen.requests if r.tensor in tensors]
-    found = collect(made.canonical.path, wanted, data, options)
+    wanted = [r for r in seen.requests if r.tensor in tensors and r.statistic == "sketch"]
+    found = collect(graph.path, wanted, data, options)
     beyond_range(
         {t: (found[t].min, found[t].max) for t in tensors},
         {t: Range(min=seen[t].min, max=seen[t].max) for t in tensors},

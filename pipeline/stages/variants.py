@@ -10,14 +10,16 @@ from pipeline.graph.prepare import Prepared
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.ranges import SiteRange
 from pipeline.sources.export import Exported
+from pipeline.stages.smoothing import FloatGraph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variants:
-    """The canonical model and, for every family of targets, its plan, ranges and Q/DQ ONNX."""
+    """The canonical model and, for every family of targets, its plan, the float graph it is quantized from, ranges and Q/DQ ONNX."""
 
     exported: Exported
     canonical: Prepared
     plans: Mapping[str, PrecisionPlan]
+    floats: Mapping[str, FloatGraph]
     ranges: Mapping[str, tuple[SiteRange, ...]]
     variants: Mapping[str, Path]

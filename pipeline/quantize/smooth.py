@@ -1,0 +1,164 @@
+"""Apply smoothing to a graph: ``(x - z) / s`` in front of the GEMMs, ``s`` in their weights, ``z @ W`` behind them.
+
+The elementwise nodes stand between the tensor and its quantizer, where a GPU's compiler merges them with the quantizing
+kernel. Where a LayerNormalization makes the tensor for these GEMMs alone, its scale and bias absorb them instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from pipeline import model as models
+from pipeline.graph.operands import operands
+from pipeline.quantize.smoothing import F32, Smoothing, rows_by_channel
+from pipeline.types import Array
+
+
+def apply(model: ir.Model, chosen: Mapping[str, Smoothing]) -> tuple[str, ...]:
+    """Change ``model`` in place; what it computes stays the same up to float rounding.
+
+    Args:
+        model: The canonical graph. Its weights become lazy: each is multiplied while the model is saved.
+        chosen: Tensor to what is done to it, from :func:`pipeline.quantize.smoothing.by_tensor`.
+
+    Returns:
+        Names of the tensors that the GEMMs now read.
+    """
+    return _Applier(model.graph).run(chosen)
+
+
+class _Applier:
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.nodes = {n.name or "": n for n in graph}
+        self.values = {v.name or "": v for v in graph.inputs} | {v.name or "": v for n in graph for v in n.outputs}
+        self.names = set(self.values) | set(graph.initializers) | set(self.nodes)
+
+    def run(self, chosen: Mapping[str, Smoothing]) -> tuple[str, ...]:
+        made = []
+        for tensor, smoothing in chosen.items():
+            readers = [self.nodes[name] for name in smoothing.group.nodes]
+            for node in readers:
+                self._weight(node, smoothing)
+            made.append(self._activation(self.values[tensor], readers, smoothing))
+        used = {v.name for n in self.graph.all_nodes() for v in n.inputs if v is not None}
+        used |= {v.name for v in self.graph.outputs}
+        for name in [n for n in self.graph.initializers if n not in used]:
+            del self.graph.initializers[name]
+        return tuple(made)
+
+    def _activation(self, value: ir.Value, readers: list[ir.Node], smoothing: Smoothing) -> str:
+        norm = value.producer()
+        if norm is not None and _absorbs(norm, value, readers):
+            self._into_norm(norm, smoothing)
+            return value.name or ""
+        new, current = [], value
+        steps = [("Sub", smoothing.shift)] if smoothing.shifted else []
+        for kind, operand in (*steps, ("Mul", _inverse(smoothing.scale))):
+            constant = self._constant(f"{value.name}_smoothing_{kind}", operand, value)
+            node = ir.node(kind, [current, constant], name=self._free(f"{value.name}/smoothing/{kind}"))
+            current = node.outputs[0]
+            current.name = self._free(f"{value.name}_smoothed_{kind}")
+            current.shape, current.type = value.shape, value.type
+            new.append(node)
+        for node in readers:
+            node.replace_input_with(0, current)
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], new)
+        else:
+            self.graph.insert_after(producer, new)
+        return current.name or ""
+
+    def _into_norm(self, norm: ir.Node, smoothing: Smoothing) -> None:
+        inverse = _inverse(smoothing.scale)
+        scale = norm.inputs[1]
+        assert scale is not None
+        assert scale.const_value is not None
+        norm.replace_input_with(1, self._constant(f"{scale.name}_smoothed", scale.const_value.numpy() * inverse, scale))
+        bias = norm.inputs[2] if len(norm.inputs) > 2 else None
+        old = bias.const_value.numpy() if bias is not None and bias.const_value is not None else np.zeros_like(inverse)
+        if bias is not None or smoothing.shifted:
+            constant = self._constant(f"{norm.name}_smoothed_bias", (old - smoothing.shift) * inverse, scale)
+            if bias is None:
+                norm.resize_inputs(3)
+            norm.replace_input_with(2, constant)
+
+    def _weight(self, node: ir.Node, smoothing: Smoothing) -> None:
+        what = operands(node)
+        assert what is not None
+        assert what.weight is not None
+        value = node.inputs[what.weight]
+        assert value is not None
+        source = value.const_value
+        assert source is not None
+        if smoothing.shifted:
+            self._behind(node, smoothing.shift @ rows_by_channel(node))
+        scale = smoothing.scale if what.channel_axis == 0 else smoothing.scale[:, None]
+
+        def smoothed() -> ir.TensorProtocol:
+            weight = models.read(source)
+            return ir.tensor((weight.astype(np.float32) * scale).astype(weight.dtype))
+
+        name = self._free(f"{value.name}_smoothed")
+        lazy = ir.LazyTensor(smoothed, dtype=source.dtype, shape=ir.Shape(source.shape.numpy()), name=name)
+        new = ir.Value(name=name, shape=value.shape, type=value.type, const_value=lazy)
+        self.graph.register_initializer(new)
+        node.replace_input_with(what.weight, new)
+
+    def _behind(self, node: ir.Node, constant: F32) -> None:
+        """Add the shift's share of the product to the GEMM's output."""
+        output = node.outputs[0]
+        add = ir.node(
+            "Add",
+            [output, self._constant(f"{node.name}_smoothing_bias", constant, output)],
+            name=self._free(f"{node.name}/smoothing/Add"),
+        )
+        add.outputs[0].shape, add.outputs[0].type = output.shape, output.type
+        name = output.name or ""
+        # The sum takes over the name, for graph outputs and for whoever looks the tensor up.
+        output.name = self._free(f"{name}_unshifted")
+        add.outputs[0].name = name
+        ir.convenience.replace_all_uses_with(output, add.outputs[0], replace_graph_outputs=True)
+        add.replace_input_with(0, output)
+        self.graph.insert_after(node, [add])
+        self.values[name] = add.outputs[0]
+
+    def _constant(self, name: str, values: Array, like: ir.Value) -> ir.Value:
+        dtype = like.dtype.numpy() if like.dtype is not None else np.dtype(np.float32)
+        tensor = ir.tensor(np.asarray(values).astype(dtype))
+        made = ir.Value(
+            name=self._free(name),
+            shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.graph.register_initializer(made)
+        return made
+
+    def _free(self, name: str) -> str:
+        candidate, number = name, 1
+        while candidate in self.names:
+            candidate, number = f"{name}_{number}", number + 1
+        self.names.add(candidate)
+        return candidate
+
+
+def _absorbs(norm: ir.Node, value: ir.Value, readers: list[ir.Node]) -> bool:
+    """Whether a normalization over the last axis makes this tensor for these GEMMs and nobody else."""
+    if norm.op_type not in ("LayerNormalization", "RMSNormalization") or norm.domain not in ("", "ai.onnx"):
+        return False
+    axis = norm.attributes.get("axis")
+    alone = {r for r, _ in value.uses()} == set(readers) and not value.is_graph_output()
+    weight = norm.inputs[1]
+    constants = all(v is None or v.const_value is not None for v in norm.inputs[1:])
+    last = axis is None or axis.as_int() == -1
+    plain = norm.op_type == "LayerNormalization"  # RMSNormalization has no bias to take a shift
+    return alone and constants and last and plain and weight is not None and len(weight.shape or ()) == 1
+
+
+def _inverse(scale: F32) -> F32:
+    return (np.float32(1.0) / scale).astype(np.float32)

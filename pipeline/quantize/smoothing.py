@@ -1,0 +1,233 @@
+"""SmoothQuant on the graph: choose, for every tensor that quantized GEMMs read, what to move into their weights.
+
+A few outlier channels stretch the one scale that a tensor has. Dividing channel ``j`` of the activation by ``s_j`` and
+multiplying row ``j`` of the weights by it changes nothing in float, and evens the channels out: ``s_j = max|x_j|^alpha /
+max|w_j|^(1 - alpha)`` (Xiao et al. 2023, section 4). No alpha fits every layer, so each group of GEMMs that read one
+tensor gets the one with the least error of its outputs on calibration samples, or none.
+
+Where the format is symmetric, a one-sided tensor (GELU, SiLU, ReLU) wastes half of the steps. Subtracting ``z_j`` first
+makes it two-sided; the product ``z @ W`` is a constant that is added back (Outlier Suppression+, Wei et al. 2023).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from pipeline import model as models
+from pipeline.graph.operands import operands
+from pipeline.policy.plan import PrecisionPlan
+from pipeline.types import Precision, QuantDType, QuantSpec, Range
+
+F32 = npt.NDArray[np.float32]
+
+ALPHAS = tuple(round(0.3 + 0.05 * step, 2) for step in range(15))
+"""What ``auto`` tries beside none; below 0.3 too little moves to matter."""
+WORTH = 0.9
+"""Smoothing costs an elementwise pass, so it must bring the squared error below this share of the plain one's."""
+_TINY = np.float32(1e-5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The quantized GEMMs that read one tensor, and so share its scales.
+
+    Attributes:
+        tensor: The activation, ``[..., channels]``.
+        nodes: Names of the MatMul and Gemm nodes, in graph order.
+        precision: What they compute in.
+    """
+
+    tensor: str
+    nodes: tuple[str, ...]
+    precision: Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Smoothing:
+    """What was chosen for one group.
+
+    Attributes:
+        group: Who reads the tensor.
+        alpha: The exponent; ``None`` leaves the group as it is.
+        shifted: Whether a shift makes the tensor two-sided.
+        scale: ``s``, float32 ``[channels]``: the activation is divided by it.
+        shift: ``z``, float32 ``[channels]``: what is subtracted before.
+        error: Squared error of the GEMMs' outputs over their energy, with this choice.
+        plain_error: The same without smoothing.
+    """
+
+    group: Group
+    alpha: float | None
+    shifted: bool
+    scale: F32
+    shift: F32
+    error: float
+    plain_error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what people read: without the scales, which are in the graph."""
+        return {
+            "tensor": self.group.tensor,
+            "nodes": list(self.group.nodes),
+            "alpha": self.alpha,
+            "shifted": self.shifted,
+            "error": self.error,
+            "plain_error": self.plain_error,
+        }
+
+
+def to_json(chosen: Sequence[Smoothing]) -> str:
+    """Return the choices as JSON text; the same choices give the same text."""
+    return json.dumps([c.to_dict() for c in chosen], indent=1, ensure_ascii=False) + "\n"
+
+
+def groups(model: ir.Model, plan: PrecisionPlan) -> tuple[Group, ...]:
+    """Return the groups of quantized GEMMs with a constant weight, in graph order, one for each tensor they read.
+
+    A tensor whose readers do not all compute in one precision, or whose channels are unknown, has no group.
+    """
+    entries = {n.node: n for n in plan.quantized()}
+    found: dict[str, list[tuple[str, Precision]]] = {}
+    for node in model.graph:
+        entry, what = entries.get(node.name or ""), operands(node)
+        if entry is None or what is None or what.weight is None or node.op_type not in ("MatMul", "Gemm"):
+            continue
+        value = node.inputs[0]
+        assert value is not None
+        found.setdefault(value.name or "", []).append((entry.node, entry.precision))
+    return tuple(
+        Group(tensor=tensor, nodes=tuple(n for n, _ in readers), precision=readers[0][1])
+        for tensor, readers in found.items()
+        if len({p for _, p in readers}) == 1
+    )
+
+
+def rows_by_channel(node: ir.Node) -> F32:
+    """Return a GEMM's weight as ``[channels in, channels out]``, float32."""
+    what = operands(node)
+    assert what is not None
+    assert what.weight is not None
+    value = node.inputs[what.weight]
+    assert value is not None
+    assert value.const_value is not None
+    weight = models.read(value.const_value).astype(np.float32)
+    return weight if what.channel_axis == 1 else weight.T
+
+
+def choose(
+    group: Group,
+    plan: PrecisionPlan,
+    weights: Sequence[F32],
+    samples: F32,
+    extremes: tuple[F32, F32],
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    forced: bool = False,
+) -> Smoothing:
+    """Return what keeps the outputs of a group's GEMMs closest to float.
+
+    Args:
+        group: Who reads the tensor.
+        plan: The formats.
+        weights: Each GEMM's weight, float32 ``[channels, outputs]``.
+        samples: Some rows of the activation, float32 ``[rows, channels]``.
+        extremes: Smallest and largest value of every channel on all calibration data, float32 ``[channels]``.
+        alphas: What to try.
+        forced: Take the best of ``alphas`` even where none gains anything.
+    """
+    form = plan.formats[group.precision]
+    weight = np.concatenate(weights, axis=1)
+    trial = _Trial(samples, weight, extremes, form.activations, form.weights)
+    ones, zeros = np.ones(weight.shape[0], np.float32), np.zeros(weight.shape[0], np.float32)
+    plain = trial.error(ones, zeros)
+    unchanged = Smoothing(
+        group=group, alpha=None, shifted=False, scale=ones, shift=zeros, error=plain, plain_error=plain
+    )
+    symmetric = form.activations.symmetric and form.activations.dtype is QuantDType.INT8
+    candidates = []
+    for alpha in alphas:
+        scale = _scale(extremes, weight, alpha)
+        shifts = _shifts(extremes, scale) if symmetric else ()
+        for shift in (zeros, *shifts):
+            error = trial.error(scale, shift)
+            found = replace(unchanged, alpha=alpha, shifted=shift is not zeros, scale=scale, shift=shift, error=error)
+            candidates.append(found)
+    best = min(candidates, key=lambda c: c.error)
+    return best if forced or best.error <= WORTH * plain else unchanged
+
+
+def _scale(extremes: tuple[F32, F32], weight: F32, alpha: float) -> F32:
+    """Return ``s``, its geometric mean 1, so that neither side's values leave what FP16 holds."""
+    largest = np.maximum(np.maximum(-extremes[0], extremes[1]), _TINY).astype(np.float64)
+    rows = np.maximum(np.abs(weight).max(axis=1), _TINY).astype(np.float64)
+    logs = alpha * np.log(largest) - (1 - alpha) * np.log(rows)
+    scale: F32 = np.exp(logs - logs.mean()).astype(np.float32)
+    return scale
+
+
+def _shifts(extremes: tuple[F32, F32], scale: F32) -> tuple[F32, F32]:
+    """Return the shifts worth trying, ``[channels]`` each.
+
+    One puts every channel's middle at zero, as the paper does. The other puts the middle of the whole scaled tensor
+    there, which is what a zero point would do: it keeps small channels, where most values lie, as they are.
+    """
+    low, high = extremes
+    middle = np.float32((float((high / scale).max()) + float((low / scale).min())) / 2)
+    return ((low + high) / np.float32(2)).astype(np.float32), (middle * scale).astype(np.float32)
+
+
+class _Trial:
+    """The error of a group's outputs for one choice after the other."""
+
+    def __init__(
+        self, samples: F32, weight: F32, extremes: tuple[F32, F32], activations: QuantSpec, weights: QuantSpec
+    ) -> None:
+        self.samples, self.weight, self.extremes = samples, weight, extremes
+        self.activations, self.weights = activations, weights
+        self.expected = samples @ weight
+        self.energy = max(float(np.square(self.expected, dtype=np.float64).sum()), 1e-30)
+
+    def error(self, scale: F32, shift: F32) -> float:
+        low, high = ((e - shift) / scale for e in self.extremes)
+        limits = Range(min=float(min(low.min(), 0.0)), max=float(max(high.max(), 0.0)))
+        rounded = fake_quantize((self.samples - shift) / scale, limits, self.activations)
+        got = rounded @ fake_quantize_weight(self.weight * scale[:, None], self.weights)
+        got += shift @ self.weight
+        return float(np.square(got - self.expected, dtype=np.float64).sum()) / self.energy
+
+
+def fake_quantize(values: F32, limits: Range, spec: QuantSpec) -> F32:
+    """Return float values after Q and DQ with one scale."""
+    scale, zero_point = limits.scale_zero_point(spec)
+    steps = _stored(values / np.float32(scale) + np.float32(zero_point), spec.dtype)
+    found: F32 = (steps - np.float32(zero_point)) * np.float32(scale)
+    return found
+
+
+def fake_quantize_weight(weight: F32, spec: QuantSpec) -> F32:
+    """Return a weight ``[in, out]`` after Q and DQ with a symmetric scale for each output channel."""
+    scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(spec.dtype.qmax), np.float32(1e-30))
+    found: F32 = _stored(weight / scale, spec.dtype) * scale
+    return found
+
+
+def _stored(steps: F32, dtype: QuantDType) -> F32:
+    """Return the nearest values that a type holds, ties to even."""
+    clipped = np.clip(steps, dtype.qmin, dtype.qmax)
+    if dtype is QuantDType.FP8_E4M3:
+        return clipped.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    rounded: F32 = np.rint(clipped)
+    return rounded
+
+
+def by_tensor(chosen: Sequence[Smoothing]) -> Mapping[str, Smoothing]:
+    """Return the choices that change something, by the tensor they change."""
+    return {c.group.tensor: c for c in chosen if c.alpha is not None}

@@ -1,0 +1,117 @@
+"""Search every group's smoothing on calibration samples that run through the float network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from pipeline import model as models
+from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.smoothing import ALPHAS, F32, Group, Smoothing, choose, groups, rows_by_channel
+from pipeline.session import run, session
+from pipeline.types import Feeds, Progress, silent
+
+ROWS = 1024
+"""Rows of an activation that are kept: with more, MiniLM's choices stay the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+        alpha: The one exponent to use everywhere; ``None`` tries :data:`pipeline.quantize.smoothing.ALPHAS` and none.
+        mask: The input that is 0 at padding; padding is left out.
+        threads: Threads for ONNX Runtime; 0 is one per core.
+        memory_bytes: Activations held at once; more groups are searched in several passes over the samples.
+    """
+
+    alpha: float | None = None
+    mask: str | None = None
+    threads: int = 0
+    memory_bytes: int = 1 << 30
+
+
+def search(
+    path: Path,
+    plan: PrecisionPlan,
+    extremes: Mapping[str, tuple[F32, F32]],
+    feeds: Sequence[Feeds],
+    options: SearchOptions = SearchOptions(),
+    progress: Progress = silent,
+) -> tuple[Smoothing, ...]:
+    """Return what was chosen for every group of ``plan``.
+
+    Args:
+        path: The canonical FP32 model.
+        plan: What is quantized, and in which formats.
+        extremes: Tensor to the smallest and largest value of each channel on all calibration data, ``[channels]``.
+        feeds: A few calibration batches.
+        options: Exponents, padding, threads, memory.
+        progress: Told of every group under ``smooth``.
+    """
+    model = models.load(path)
+    nodes = {n.name: n for n in model.graph}
+    wanted = [g for g in groups(model, plan) if g.tensor in extremes and np.isfinite(extremes[g.tensor]).all()]
+    alphas = ALPHAS if options.alpha is None else (options.alpha,)
+    chosen = []
+    for part in _parts(wanted, extremes, options.memory_bytes):
+        samples = _samples(path, [g.tensor for g in part], feeds, options)
+        for group in part:
+            weights = [rows_by_channel(nodes[name]) for name in group.nodes]
+            found = choose(
+                group, plan, weights, samples.pop(group.tensor), extremes[group.tensor],
+                alphas=alphas, forced=options.alpha is not None,
+            )  # fmt: skip
+            chosen.append(found)
+            progress("smooth", len(chosen), len(wanted))
+    return tuple(chosen)
+
+
+def _parts(
+    wanted: Sequence[Group], extremes: Mapping[str, tuple[F32, F32]], memory_bytes: int
+) -> Iterator[list[Group]]:
+    """Yield the groups whose kept rows fit the memory together."""
+    part: list[Group] = []
+    used = 0
+    for group in wanted:
+        size = 4 * ROWS * len(extremes[group.tensor][0])
+        if part and used + size > memory_bytes:
+            yield part
+            part, used = [], 0
+        part.append(group)
+        used += size
+    if part:
+        yield part
+
+
+def _samples(path: Path, tensors: Sequence[str], feeds: Sequence[Feeds], options: SearchOptions) -> dict[str, F32]:
+    """Return up to :data:`ROWS` rows of every tensor, float32 ``[rows, channels]``."""
+    model = models.load(path)
+    values = {v.name: v for v in model.graph.inputs} | {v.name: v for n in model.graph for v in n.outputs}
+    outputs = {v.name for v in model.graph.outputs}
+    model.graph.outputs.extend(values[t] for t in tensors if t not in outputs and not values[t].is_graph_input())
+    serialized = ir.serde.serialize_model(model)
+    assert isinstance(serialized, onnx.ModelProto)
+    live = session(serialized.SerializeToString(), threads=options.threads, folder=path.parent)
+    computed = [t for t in tensors if not values[t].is_graph_input()]
+    kept: dict[str, list[F32]] = {t: [] for t in tensors}
+    for feed in feeds:
+        if all(sum(map(len, rows)) >= ROWS for rows in kept.values()):
+            break
+        # Without a name ONNX Runtime would return every output.
+        found = dict(feed)
+        if computed:
+            found |= zip(computed, run(live, computed, dict(feed)), strict=True)
+        mask = feed.get(options.mask) if options.mask else None
+        for tensor, rows in kept.items():
+            array = found[tensor]
+            if mask is not None and array.ndim >= 3 and array.shape[:2] == mask.shape:
+                array = array[mask != 0]
+            rows.append(array.reshape(-1, array.shape[-1]).astype(np.float32)[: max(ROWS - sum(map(len, rows)), 0)])
+    return {tensor: np.concatenate(rows) for tensor, rows in kept.items()}

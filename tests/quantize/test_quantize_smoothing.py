@@ -1,0 +1,164 @@
+"""Smoothing: the float function stays, the paper's formula holds, and outliers cost less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from onnx import helper
+
+from engines.onnxruntime import OnnxRuntimeRunner
+from pipeline import model as models
+from pipeline.quantize.smooth import apply
+from pipeline.quantize.smoothing import Group, Smoothing, by_tensor, choose, fake_quantize, fake_quantize_weight, groups
+from pipeline.quantize.smoothing_search import SearchOptions, search
+from pipeline.types import Precision, QuantDType, QuantSpec, Range
+from tests.quantize import graphs
+from tests.quantize.test_quantize_variants import plan_for
+
+WIDTH = 32
+
+
+def normed(path: Path, *, shared: bool, gemm: bool) -> Path:
+    """x -> LayerNorm -> two GEMMs (and, if shared, a residual Add) -> Gelu -> GEMM -> y."""
+    draw = np.random.default_rng(3)
+    weights = {name: draw.normal(size=(WIDTH, WIDTH)).astype(np.float32) for name in ("w1", "w2", "w3")}
+    weights |= {"g": draw.uniform(0.5, 2, WIDTH).astype(np.float32), "b": draw.normal(size=WIDTH).astype(np.float32)}
+    weights["w1"] = weights["w1"].T.copy() if gemm else weights["w1"]
+    first = helper.make_node("Gemm", ["n", "w1"], ["p"], name="one", transB=1) if gemm else helper.make_node(
+        "MatMul", ["n", "w1"], ["p"], name="one"
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "g", "b"], ["n"], name="norm", axis=-1),
+        first,
+        helper.make_node("MatMul", ["n", "w2"], ["q"], name="two"),
+        helper.make_node("Add", ["p", "q"], ["s"], name="sum"),
+        helper.make_node("Add", ["s", "n" if shared else "q"], ["t"], name="residual"),
+        helper.make_node("Gelu", ["t"], ["r"], name="act"),
+        helper.make_node("MatMul", ["r", "w3"], ["y"], name="three"),
+    ]
+    return graphs.save(path, nodes, [("x", ["b", WIDTH])], [("y", ["b", WIDTH])], weights)
+
+
+def outlying(rows: int, seed: int = 0) -> np.ndarray:
+    values = np.random.default_rng(seed).normal(size=(rows, WIDTH)).astype(np.float32)
+    values[:, 5] *= 60
+    return values
+
+
+def tapped(path: Path, feeds: dict[str, np.ndarray], tensors: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Channel ranges by running the model with more outputs: no code of the collector."""
+    import onnx
+    import onnxruntime as ort
+
+    proto = onnx.load(path)
+    known = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=t) for t in tensors if t not in known)
+    session = ort.InferenceSession(proto.SerializeToString())
+    found = {t: feeds[t] if t in feeds else session.run([t], feeds)[0] for t in tensors}
+    return {t: (v.reshape(-1, v.shape[-1]).min(0), v.reshape(-1, v.shape[-1]).max(0)) for t, v in found.items()}
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["folded into the norm", "explicit Mul"])
+@pytest.mark.parametrize("gemm", [False, True], ids=["MatMul", "Gemm"])
+@pytest.mark.parametrize("family", ["cpu", "gpu-int8"])
+@pytest.mark.parametrize("alpha", [None, 0.5, 1.0])
+def test_the_float_function_stays(tmp_path: Path, shared: bool, gemm: bool, family: str, alpha: float | None) -> None:
+    path = normed(tmp_path / "m.onnx", shared=shared, gemm=gemm)
+    plan = plan_for(path, family, {"one", "two", "three"})
+    feeds = {"x": outlying(200)}
+    model = models.load(path)
+    extremes = tapped(path, feeds, [g.tensor for g in groups(model, plan)])
+    chosen = by_tensor(search(path, plan, extremes, [feeds], SearchOptions(alpha=alpha)))
+    assert chosen
+    before = len(model.graph)
+    apply(model, chosen)
+    norm = next(n for n in model.graph if n.name == "norm")
+    if "n" in chosen:  # the norm takes it in only where nobody else reads its output
+        muls = sum(n.op_type == "Mul" and "n/smoothing" in (n.name or "") for n in model.graph)
+        assert muls == (1 if shared else 0)
+        assert (norm.inputs[1].name == "g") is shared
+    assert len(model.graph) >= before
+    models.save(model, tmp_path / "smoothed.onnx")
+    with OnnxRuntimeRunner(path) as one, OnnxRuntimeRunner(tmp_path / "smoothed.onnx") as two:
+        expected, got = one.infer(feeds)["y"], two.infer(feeds)["y"]
+    assert np.abs(got - expected).max() / np.abs(expected).max() <= 1e-5
+
+
+def test_alpha_moves_what_the_paper_s_formula_says(tmp_path: Path) -> None:
+    path, weights = graphs.mlp(tmp_path / "m.onnx")
+    plan = plan_for(path, "cpu", {"up"})
+    values = outlying(100)
+    low, high = values.min(0), values.max(0)
+    found = search(path, plan, {"x": (low, high)}, [{"x": values}], SearchOptions(alpha=0.7))
+    amax = np.maximum(-low, high).astype(np.float64)
+    expected = amax**0.7 / np.abs(weights["w1"]).max(axis=1) ** 0.3
+    # Scales matter only relative to each other: one factor for all of them changes no rounding.
+    np.testing.assert_allclose(found[0].scale / found[0].scale[0], expected / expected[0], rtol=1e-5)
+
+
+def pick(values: np.ndarray, weight: np.ndarray, family: str, **more: object) -> Smoothing:
+    from pipeline.policy.plan import PrecisionPlan
+    from pipeline.policy.planning import CPU_INT8, GPU_INT8
+
+    form = CPU_INT8 if family == "cpu" else GPU_INT8
+    plan = PrecisionPlan(family=family, elsewhere=Precision.FP32, formats={Precision.INT8: form})
+    group = Group(tensor="x", nodes=("n",), precision=Precision.INT8)
+    return choose(group, plan, [weight], values, (values.min(0), values.max(0)), **more)  # type: ignore[arg-type]
+
+
+def independent_error(values: np.ndarray, weight: np.ndarray, found: Smoothing, *, symmetric: bool) -> float:
+    """Both operands rounded by the formula in float64, the product compared with the exact one."""
+    moved = (values.astype(np.float64) - found.shift) / found.scale
+    x = graphs.fake_quantize(moved, float(moved.min()), float(moved.max()), symmetric=symmetric)
+    w = graphs.fake_quantize_weight(weight * found.scale[:, None])
+    exact = values.astype(np.float64) @ weight
+    return float(((x @ w + found.shift @ weight - exact) ** 2).sum() / (exact**2).sum())
+
+
+@pytest.mark.parametrize("family", ["cpu", "gpu-int8"])
+def test_smoothing_makes_outlier_channels_cheaper_by_an_independent_measure(family: str) -> None:
+    values, weight = outlying(400), np.random.default_rng(9).normal(size=(WIDTH, 64)).astype(np.float32)
+    found = pick(values, weight, family)
+    assert found.alpha is not None
+    measured = independent_error(values, weight, found, symmetric=family != "cpu")
+    assert measured == pytest.approx(found.error, rel=1e-3)
+    plain = Smoothing(
+        group=found.group, alpha=None, shifted=False, scale=np.ones(WIDTH, np.float32), shift=np.zeros(WIDTH, np.float32),
+        error=0.0, plain_error=0.0,
+    )  # fmt: skip
+    assert measured < 0.2 * independent_error(values, weight, plain, symmetric=family != "cpu")
+
+
+def test_a_one_sided_tensor_is_shifted_where_the_format_is_symmetric() -> None:
+    draw = np.random.default_rng(4)
+    values = draw.uniform(0, 1, (400, WIDTH)).astype(np.float32)
+    values[:, 5] *= 60
+    weight = draw.normal(size=(WIDTH, 64)).astype(np.float32)
+    shifted, symmetric_cpu = pick(values, weight, "gpu-int8"), pick(values, weight, "cpu")
+    assert shifted.shifted
+    assert not symmetric_cpu.shifted  # an asymmetric format has all its steps already
+    moved = (values - shifted.shift) / shifted.scale
+    assert abs(moved.max() + moved.min()) < 0.05 * moved.max()
+
+
+def test_even_channels_are_left_as_they_are() -> None:
+    draw = np.random.default_rng(5)
+    values = draw.uniform(-1, 1, (400, WIDTH)).astype(np.float32)
+    weight = draw.uniform(-1, 1, (WIDTH, 64)).astype(np.float32)
+    assert pick(values, weight, "gpu-int8").alpha is None
+    assert pick(values, weight, "gpu-int8", alphas=(0.5,), forced=True).alpha == 0.5
+
+
+def test_fp8_rounds_as_the_type_does() -> None:
+    values = np.random.default_rng(6).normal(size=1000).astype(np.float32)
+    spec = QuantSpec(dtype=QuantDType.FP8_E4M3)
+    got = fake_quantize(values, Range(min=-2.0, max=2.0), spec)
+    scale = np.float32(2.0 / 448)
+    expected = np.clip(values / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+    np.testing.assert_array_equal(got, expected)
+    weight = values.reshape(50, 20)
+    error = np.abs(fake_quantize_weight(weight, spec) - weight).max(axis=0)
+    assert np.all(error <= np.abs(weight).max(axis=0) / 16)  # three mantissa bits: half a step of the top binade

@@ -1,0 +1,64 @@
+"""Builds with smoothing: what they leave, and that they can be repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.onnxruntime import OnnxRuntimeRunner
+from pipeline.build import build
+from pipeline.recipe import parse
+from tests.quantize.test_quantize_smoothing import normed, outlying
+
+
+def made(folder: Path, smooth: object) -> Path:
+    model = normed(folder / "m.onnx", shared=True, gemm=False)
+    np.savez(folder / "data.npz", x=outlying(4096, seed=1))
+    np.savez(folder / "held.npz", x=outlying(64, seed=2))
+    recipe = parse(
+        {
+            "source": {"onnx": str(model)},
+            "calibration": {"data": str(folder / "data.npz"), "method": "minmax", "samples": 4096},
+            "policy": {"smooth": smooth, "rules": [{"op_type": "MatMul", "precision": "int8"}]},
+            "validate": {"data": str(folder / "held.npz"), "latency": False},
+            "targets": ["cpu"],
+        }
+    )
+    out = folder / f"build-{smooth}"
+    build(recipe, out)
+    return out
+
+
+def test_a_smoothed_build_is_closer_to_fp32_and_says_what_it_did(tmp_path: Path) -> None:
+    plain, smoothed = made(tmp_path, "off"), made(tmp_path, "auto")
+    feeds = {"x": outlying(64, seed=2)}
+    errors = []
+    with OnnxRuntimeRunner(tmp_path / "m.onnx") as reference:
+        expected = reference.infer(feeds)["y"]
+    for folder in (plain, smoothed):
+        with OnnxRuntimeRunner(folder / "engines/cpu/model.onnx") as runner:
+            errors.append(float(np.square(runner.infer(feeds)["y"] - expected).sum()))
+    assert errors[1] < errors[0]
+    assert not (plain / "variants/cpu/smoothing.json").exists()
+    choices = json.loads((smoothed / "variants/cpu/smoothing.json").read_text(encoding="utf-8"))
+    assert all(0 <= c["alpha"] <= 1 and c["error"] < c["plain_error"] for c in choices if c["alpha"] is not None)
+    assert any(c["alpha"] is not None for c in choices)
+
+
+@pytest.mark.parametrize("smooth", ["auto", 0.5])
+def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path, smooth: object) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, two = made(tmp_path / "a", smooth), made(tmp_path / "b", smooth)
+    for name in ("model.onnx", "float.onnx", "float.safetensors", "smoothing.json"):
+        assert (one / "variants/cpu" / name).read_bytes() == (two / "variants/cpu" / name).read_bytes(), name
+
+
+def test_a_second_run_does_nothing_again(tmp_path: Path) -> None:
+    out = made(tmp_path, "auto")
+    before = (out / "variants/cpu/float.onnx").stat().st_mtime_ns
+    assert made(tmp_path, "auto") == out
+    assert (out / "variants/cpu/float.onnx").stat().st_mtime_ns == before
