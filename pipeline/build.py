@@ -18,6 +18,7 @@ from pipeline.stages.profiling import profile_nodes
 from pipeline.stages.publishing import publish
 from pipeline.stages.quantization import plan, quantize
 from pipeline.stages.reporting import Outcome, write_reports
+from pipeline.stages.rounding import rounding
 from pipeline.stages.run import BuildOptions, Run, stored_recipe
 from pipeline.stages.smoothing import smooth
 from pipeline.stages.source import export, prepare
@@ -81,8 +82,9 @@ def to_variants(run: Run) -> Variants:
     statistics = calibrate(run, exported, canonical)
     plans = plan(run, canonical, statistics)
     floats = smooth(run, exported, canonical, plans, statistics)
+    weights = rounding(run, exported, plans, floats)
     chosen = ranges(run, exported, plans, floats)
-    variants = quantize(run, floats, plans, chosen)
+    variants = quantize(run, floats, plans, chosen, weights)
     return Variants(
         exported=exported, canonical=canonical, plans=plans, floats=floats, ranges=chosen, variants=variants
     )

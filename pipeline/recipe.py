@@ -188,6 +188,8 @@ class PolicyConfig(Section):
     """Nodes stay in high precision that read a tensor whose largest |x| is more than this many times its 99.9th percentile."""
     smooth: Annotated[Literal["off", "auto"] | float, Field(union_mode="left_to_right")] = "off"
     """SmoothQuant: ``auto`` searches for every GEMM how much of its input's outliers to move into its weights; a number from 0 to 1 is that share (alpha) everywhere."""
+    rounding: Literal["rtn", "gptq"] = "rtn"
+    """How INT8 weights of MatMul and Gemm are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again."""
     activations: Literal["static", "dynamic"] = "static"
     """``dynamic`` computes activation ranges per batch at run time (``cpu`` only; no calibration needed)."""
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from pipeline.graph.operands import Operands, operands
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.sites import Site, sites
-from pipeline.quantize.weights import round_to_nearest, stored_scale
+from pipeline.quantize.weights import QuantizedWeight, round_to_nearest, stored_scale
 from pipeline.types import Array, Precision, QuantDType, QuantSpec, Range
 
 _IR_DTYPE = {
@@ -27,12 +27,20 @@ class Inserter:
         model: The canonical model; changed.
         plan: Which nodes read pairs, in which formats.
         ranges: The range of every (tensor, format) that :func:`pipeline.quantize.sites.sites` names.
+        weights: Weights that are rounded already, by node; the others are rounded to nearest.
     """
 
-    def __init__(self, model: ir.Model, plan: PrecisionPlan, ranges: Mapping[tuple[str, QuantSpec], Range]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        plan: PrecisionPlan,
+        ranges: Mapping[tuple[str, QuantSpec], Range],
+        weights: Mapping[str, QuantizedWeight] | None = None,
+    ) -> None:
         self.graph = model.graph
         self.plan = plan
         self.ranges = ranges
+        self.rounded = weights or {}
         self.nodes = {n.name or "": n for n in model.graph}
         self.values = {v.name or "": v for v in model.graph.inputs} | {
             v.name or "": v for n in model.graph for v in n.outputs
@@ -116,7 +124,9 @@ class Inserter:
             and _along_channels(node, bias, value, what.channel_axis)
         )
         floor = _bias_floor(bias, activation) if quantize_bias and bias is not None else None
-        weight = round_to_nearest(value, spec, axis=what.channel_axis, scale_dtype=scale_dtype, min_scale=floor)
+        weight = self.rounded.get(node.name or "") or round_to_nearest(
+            value, spec, axis=what.channel_axis, scale_dtype=scale_dtype, min_scale=floor
+        )
         key = (value.name or "", weight.scale.tobytes(), weight.axis)
         if key not in self.weights:
             self.weights[key] = self._dequantized(value, weight.tensor, weight.scale, weight.axis)

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from pipeline import model as models
 from pipeline.errors import EngineError
+from pipeline.graph.operands import operands
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.dynamic import insert_dynamic
@@ -15,6 +18,8 @@ from pipeline.quantize.fused import Fusion, fusion
 from pipeline.quantize.half import cast_to_half
 from pipeline.quantize.insert import Inserter
 from pipeline.quantize.ranges import SiteRange
+from pipeline.quantize.rounding import read_index, rounded
+from pipeline.quantize.weights import QuantizedWeight
 from pipeline.types import Precision, Progress, silent
 
 
@@ -39,6 +44,7 @@ def quantize(
     ranges: Sequence[SiteRange],
     out: Path,
     *,
+    rounding: Path | None = None,
     progress: Progress = silent,
 ) -> Quantized:
     """Write the variant that ``plan`` describes to ``out``.
@@ -48,6 +54,7 @@ def quantize(
         plan: Precisions and formats.
         ranges: One for every activation site (none for a dynamic plan).
         out: The variant's ``.onnx``.
+        rounding: Folder of weights that are rounded already (:mod:`pipeline.quantize.rounding`).
         progress: Told of every tensor written.
 
     Raises:
@@ -59,7 +66,8 @@ def quantize(
     if plan.dynamic:
         insert_dynamic(model, plan)
     else:
-        Inserter(model, plan, {(r.site.tensor, r.site.spec): r.range for r in ranges}).run()
+        weights = _rounded(model, rounding) if rounding is not None else None
+        Inserter(model, plan, {(r.site.tensor, r.site.spec): r.range for r in ranges}, weights).run()
     if plan.elsewhere is Precision.FP16:
         cast_to_half(model, plan)
     if plan.family in ("cpu", "fp32"):
@@ -80,6 +88,17 @@ def quantize(
             where=", ".join(found.unfused[:3]),
         )
     return Quantized(path=out, bytes=models.size_bytes(out), fusion=found)
+
+
+def _rounded(model: ir.Model, folder: Path) -> dict[str, QuantizedWeight]:
+    index = read_index(folder)
+    found = {}
+    for node in model.graph:
+        name, what = node.name or "", operands(node)
+        value = node.inputs[what.weight] if name in index and what is not None and what.weight is not None else None
+        if value is not None and value.shape is not None:
+            found[name] = rounded(folder, name, index, value.shape.numpy())
+    return found
 
 
 def _fusion(variant: Path, plan: PrecisionPlan, canonical: Path) -> Fusion:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.moments import Tap
 from pipeline.quantize.smoothing import ALPHAS, F32, Group, Smoothing, choose, groups, rows_by_channel
-from pipeline.session import run, session
 from pipeline.types import Feeds, Progress, silent
 
 ROWS = 1024
@@ -92,26 +90,11 @@ def _parts(
 
 def _samples(path: Path, tensors: Sequence[str], feeds: Sequence[Feeds], options: SearchOptions) -> dict[str, F32]:
     """Return up to :data:`ROWS` rows of every tensor, float32 ``[rows, channels]``."""
-    model = models.load(path)
-    values = {v.name: v for v in model.graph.inputs} | {v.name: v for n in model.graph for v in n.outputs}
-    outputs = {v.name for v in model.graph.outputs}
-    model.graph.outputs.extend(values[t] for t in tensors if t not in outputs and not values[t].is_graph_input())
-    serialized = ir.serde.serialize_model(model)
-    assert isinstance(serialized, onnx.ModelProto)
-    live = session(serialized.SerializeToString(), threads=options.threads, folder=path.parent)
-    computed = [t for t in tensors if not values[t].is_graph_input()]
+    tap = Tap(path, tensors, mask=options.mask, threads=options.threads)
     kept: dict[str, list[F32]] = {t: [] for t in tensors}
     for feed in feeds:
-        if all(sum(map(len, rows)) >= ROWS for rows in kept.values()):
-            break
-        # Without a name ONNX Runtime would return every output.
-        found = dict(feed)
-        if computed:
-            found |= zip(computed, run(live, computed, dict(feed)), strict=True)
-        mask = feed.get(options.mask) if options.mask else None
-        for tensor, rows in kept.items():
-            array = found[tensor]
-            if mask is not None and array.ndim >= 3 and array.shape[:2] == mask.shape:
-                array = array[mask != 0]
-            rows.append(array.reshape(-1, array.shape[-1]).astype(np.float32)[: max(ROWS - sum(map(len, rows)), 0)])
+        for tensor, array in tap.rows(feed):
+            room = ROWS - sum(map(len, kept[tensor]))
+            if room > 0:
+                kept[tensor].append(array[:room].astype(np.float32))
     return {tensor: np.concatenate(rows) for tensor, rows in kept.items()}

@@ -70,6 +70,16 @@ def round_to_nearest(
     return QuantizedWeight(tensor=lazy, scale=scale, axis=axis)
 
 
+def channel_scales(value: ir.Value, spec: QuantSpec, axis: int | None, scale_dtype: type[np.floating]) -> Array:
+    """Return the scales that :func:`round_to_nearest` gives a weight, float32 ``[channels]`` along ``axis``.
+
+    Raises:
+        QuantizeError: The weight is not finite.
+    """
+    assert value.const_value is not None
+    return _scale(_absolute_maximum(value.const_value, axis, value.name or ""), spec, scale_dtype, None)
+
+
 def _absolute_maximum(source: ir.TensorProtocol, axis: int | None, name: str) -> Array:
     weight = models.read(source)
     others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)

@@ -74,6 +74,7 @@ def quantize(
     floats: dict[str, FloatGraph],
     plans: dict[str, PrecisionPlan],
     ranges: dict[str, tuple[SiteRange, ...]],
+    weights: dict[str, Path],
 ) -> dict[str, Path]:
     """The Q/DQ ONNX of every family of targets."""
     variants = {}
@@ -81,7 +82,9 @@ def quantize(
         out = f"variants/{name}/model.onnx"
 
         def produce(work: Path, name: str = name, made: PrecisionPlan = made, out: str = out) -> dict[str, Any]:
-            variant = write_variant(floats[name].path, made, ranges[name], work / out, progress=run.progress)
+            variant = write_variant(
+                floats[name].path, made, ranges[name], work / out, rounding=weights.get(name), progress=run.progress
+            )
             fused = variant.fusion
             return {
                 "bytes": variant.bytes,
@@ -93,6 +96,7 @@ def quantize(
             "model": floats[name].path,
             "plan": run.directory / f"variants/{name}/precision_plan.json",
             "ranges": run.directory / f"variants/{name}/ranges.json" if ranges[name] else None,
+            "weights": weights.get(name),
         }
         variants[name] = run.stage(f"quantize/{name}", inputs, [out], produce).paths[out]
     return variants

@@ -31,7 +31,19 @@ MASK = "attention_mask"
 RECIPE = ".stages/recipe.json"
 DRY_RUN = "dry-run"
 
-STAGES = ("export", "prepare", "calibrate", "plan", "smooth", "ranges", "quantize", "engines", "validate", "publish")
+STAGES = (
+    "export",
+    "prepare",
+    "calibrate",
+    "plan",
+    "smooth",
+    "rounding",
+    "ranges",
+    "quantize",
+    "engines",
+    "validate",
+    "publish",
+)
 """Stages in order; a build can stop after each."""
 
 

@@ -50,6 +50,8 @@ def smooth(
         files=(run.directory / STATISTICS,) if statistics is not None else (),
     )
     found = dict.fromkeys(plans, plain)
+    if wanted != "off" and any(made.dynamic for made in plans.values()):
+        notice("not-smoothed", "Nothing is smoothed where activations are dynamic.", where="policy.smooth")
     if wanted == "off" or statistics is None:
         return found
     inputs = models.inputs(models.load(canonical.path))

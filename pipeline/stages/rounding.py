@@ -1,0 +1,62 @@
+"""Weights that are rounded with the calibration data at hand, before they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline import model as models
+from pipeline.errors import RecipeError
+from pipeline.notices import notice
+from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.rounding import RoundingOptions, round_weights
+from pipeline.sources.export import Exported
+from pipeline.stages.run import Run, step
+from pipeline.stages.smoothing import FloatGraph
+from pipeline.types import CalibrationData, Precision
+
+
+@step
+def rounding(
+    run: Run, exported: Exported, plans: dict[str, PrecisionPlan], floats: dict[str, FloatGraph]
+) -> dict[str, Path]:
+    """Folder of rounded weights of each family; families that round to nearest have none."""
+    if run.recipe.policy.rounding == "rtn":
+        return {}
+    inputs = models.inputs(models.load(next(iter(floats.values())).path))
+    data, mask = run.open(run.recipe.calibration, exported, inputs), run.mask(inputs)
+    options = RoundingOptions(
+        mask=mask, threads=run.recipe.threads, memory_bytes=run.recipe.calibration.memory_mb << 20
+    )
+    found = {}
+    for name, made in plans.items():
+        if Precision.INT8 not in made.formats:
+            continue
+        if made.dynamic:
+            notice("not-gptq", "Weights are rounded to nearest where activations are dynamic.", where="policy.rounding")
+            continue
+        if data is None:
+            raise RecipeError(
+                "GPTQ needs calibration data, and the recipe names none.",
+                where="policy.rounding",
+                fix="Give --calibration DATA, or set policy.rounding to rtn.",
+            )
+        out = f"variants/{name}/rounding"
+
+        def produce(
+            work: Path,
+            made: PrecisionPlan = made,
+            graph: Path = floats[name].path,
+            out: str = out,
+            data: CalibrationData = data,
+        ) -> dict[str, Any]:
+            return {"weights": round_weights(graph, made, data, work / out, options, run.progress)}
+
+        key = {
+            "model": floats[name].path,
+            "plan": run.directory / f"variants/{name}/precision_plan.json",
+            "data": data.digest(),
+            "mask": mask,
+        }
+        found[name] = run.stage(f"rounding/{name}", key, [out], produce).paths[out]
+    return found

@@ -1,0 +1,142 @@
+"""GPTQ against the paper's formula written out, and against round-to-nearest on what it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from pipeline.build import BuildOptions, build
+from pipeline.errors import RecipeError
+from pipeline.notices import collecting
+from pipeline.quantize.gptq import gptq
+from pipeline.quantize.moments import Tap, second_moments
+from pipeline.recipe import parse
+from tests.quantize import graphs
+
+
+def correlated(rows: int, channels: int, seed: int = 0) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    mixing = draw.normal(size=(channels, channels)) / 4 + np.eye(channels)
+    return (draw.normal(size=(rows, channels)) * draw.uniform(0.1, 3, channels)) @ mixing
+
+
+def optimal_brain_quantizer(weight: np.ndarray, gram: np.ndarray, scale: np.ndarray, damping: float) -> np.ndarray:
+    """The paper's equations 2 and 3 with the inverse computed afresh for what is left, in falling order of moments."""
+    left = weight.astype(np.float64) / scale
+    hessian = gram + damping * np.diagonal(gram).mean() * np.eye(len(gram))
+    order = list(np.argsort(-np.diagonal(gram), kind="stable"))
+    result = np.zeros(weight.shape)
+    while order:
+        row = order[0]
+        inverse = np.linalg.inv(hessian[np.ix_(order, order)])
+        result[row] = np.clip(np.rint(left[row]), -127, 127)
+        lost = (left[row] - result[row]) / inverse[0, 0]
+        left[order] -= np.outer(inverse[:, 0], lost)
+        order = order[1:]
+    return result
+
+
+@pytest.mark.parametrize("channels", [24, 200])  # fewer and more than one block of rows
+def test_it_is_the_paper_s_algorithm(channels: int) -> None:
+    values = correlated(4 * channels, channels)
+    weight = np.random.default_rng(1).normal(size=(channels, 12))
+    scale = np.abs(weight).max(axis=0) / 127
+    gram = values.T @ values
+    got = gptq(weight, gram, scale, qmax=127)
+    np.testing.assert_array_equal(got, optimal_brain_quantizer(weight, gram, scale, 0.01))
+
+
+def test_outputs_are_closer_than_with_round_to_nearest() -> None:
+    values = correlated(600, 64)
+    weight = np.random.default_rng(2).normal(size=(64, 32))
+    scale = np.abs(weight).max(axis=0) / 7  # few steps, as with INT4
+    rounded = gptq(weight, values.T @ values, scale, qmax=7)
+    nearest = np.clip(np.rint(weight / scale), -7, 7)
+    errors = [np.square(values @ (w * scale - weight)).sum() for w in (rounded, nearest)]
+    assert errors[0] < 0.6 * errors[1]
+    assert np.abs(rounded).max() <= 7
+
+
+def test_an_input_that_is_always_zero_does_no_harm() -> None:
+    values = correlated(100, 16)
+    values[:, 3] = 0
+    weight = np.random.default_rng(3).normal(size=(16, 8))
+    scale = np.abs(weight).max(axis=0) / 127
+    rounded = gptq(weight, values.T @ values, scale, qmax=127)
+    assert np.abs(rounded[3] - weight[3] / scale).max() <= 0.5 + 1e-9
+    all_zero = gptq(weight, np.zeros((16, 16)), scale, qmax=127)
+    np.testing.assert_array_equal(all_zero, np.clip(np.rint(weight / scale), -127, 127))
+
+
+def test_second_moments_leave_padding_out_and_do_not_depend_on_batches(tmp_path: Path) -> None:
+    path, weights = graphs.mlp(tmp_path / "m.onnx")
+    values = np.random.default_rng(4).normal(size=(40, 32)).astype(np.float32)
+    hidden = np.maximum(values.astype(np.float64) @ weights["w1"] + weights["b1"], 0)
+    for size in (40, 7):
+        feeds = [{"x": values[i : i + size]} for i in range(0, 40, size)]
+        found = second_moments(Tap(path, ["x", "r"], mask=None, threads=1), feeds)
+        np.testing.assert_allclose(found["x"], values.T.astype(np.float64) @ values, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found["r"], hidden.T @ hidden, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("target", ["cpu", "a100"])
+@pytest.mark.parametrize("smooth", ["off", "auto"])
+def test_a_build_stores_the_rounded_weights(tmp_path: Path, target: str, smooth: str) -> None:
+    path, weights = graphs.mlp(tmp_path / "m.onnx")
+    values = correlated(300, 32, seed=5).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=values)
+
+    def made(rounding: str) -> np.ndarray:
+        recipe = parse(
+            {
+                "source": {"onnx": str(path)},
+                "calibration": {"data": str(tmp_path / "data.npz"), "samples": 300, "method": "minmax"},
+                "policy": {"rounding": rounding, "smooth": smooth},
+                "targets": [target],
+            }
+        )
+        out = tmp_path / rounding
+        build(recipe, out, options=BuildOptions(until="quantize"))
+        family = "cpu" if target == "cpu" else "gpu-int8"
+        model = onnx.load(out / f"variants/{family}/model.onnx")
+        stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+        weight, scale = (next(v for k, v in stored.items() if k.startswith("w1") and k.endswith(e))
+                         for e in ("_quantized", "_scale"))  # fmt: skip
+        assert weight.dtype == np.int8
+        return weight.astype(np.float64) * scale.astype(np.float64)
+
+    rounded, nearest = made("gptq"), made("rtn")
+    assert rounded.shape == nearest.shape
+    if smooth == "off":  # both stand for w1 itself
+        errors = [np.square(values @ (w - weights["w1"])).sum() for w in (rounded, nearest)]
+        assert errors[0] < errors[1]
+    assert not np.array_equal(rounded, nearest)
+
+
+def test_what_gptq_and_smoothing_do_not_reach_is_said(tmp_path: Path) -> None:
+    path, _ = graphs.mlp(tmp_path / "m.onnx")
+    policy = {"rounding": "gptq", "smooth": "auto", "activations": "dynamic"}
+    recipe = parse({"source": {"onnx": str(path)}, "policy": policy})
+    with collecting() as notices:
+        build(recipe, tmp_path / "out", options=BuildOptions(until="quantize"))
+    assert {"not-gptq", "not-smoothed"} <= {n.code for n in notices}
+
+
+def test_gptq_without_data_is_refused_by_name(tmp_path: Path) -> None:
+    path, _ = graphs.mlp(tmp_path / "m.onnx")
+    values = correlated(64, 32).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=values)
+    source = {"source": {"onnx": str(path)}, "targets": ["a100"]}
+    build(
+        parse({**source, "calibration": {"data": str(tmp_path / "data.npz"), "method": "minmax"}}),
+        tmp_path / "first",
+        options=BuildOptions(until="quantize"),
+    )
+    cache = tmp_path / "first/calibration/minmax.cache"
+    recipe = parse({**source, "calibration": {"cache": str(cache)}, "policy": {"rounding": "gptq"}})
+    with pytest.raises(RecipeError, match="GPTQ needs calibration data"):
+        build(recipe, tmp_path / "out", options=BuildOptions(until="quantize"))
