@@ -20,7 +20,19 @@ from typer.core import TyperCommand
 
 from pipeline.errors import RecipeError
 
-STAGES = ("export", "prepare", "calibrate", "plan", "ranges", "quantize", "engines", "validate", "publish")
+STAGES = (
+    "export",
+    "prepare",
+    "calibrate",
+    "plan",
+    "smooth",
+    "rounding",
+    "ranges",
+    "quantize",
+    "engines",
+    "validate",
+    "publish",
+)
 """Stages in order, as ``--from`` names them: those of :mod:`pipeline.stages`, which ``--help`` should not import."""
 
 OVERRIDES = "pipeline.overrides"

@@ -71,6 +71,11 @@ def _alias(value: Any) -> Any:
     return value
 
 
+def _switch(value: Any) -> Any:
+    """Read YAML's ``off`` and ``on``, which are booleans there, as the words they were."""
+    return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def _listed(value: Any) -> Any:
     """Let a list be written as one value (``cpu``, ``1``) or as text with commas (``cpu,a100``)."""
     if isinstance(value, str):
@@ -186,8 +191,12 @@ class PolicyConfig(Section):
     """Stays in high precision whatever the rules say: module names (``lm_head``, ``embed_tokens``) or globs over node names."""
     outlier_threshold: float | None = Field(default=None, gt=1)
     """Nodes stay in high precision that read a tensor whose largest |x| is more than this many times its 99.9th percentile."""
-    smooth: Annotated[Literal["off", "auto"] | float, Field(union_mode="left_to_right")] = "off"
-    """SmoothQuant: ``auto`` searches for every GEMM how much of its input's outliers to move into its weights; a number from 0 to 1 is that share (alpha) everywhere."""
+    smooth: Annotated[
+        Literal["off", "auto"] | Annotated[float, Field(ge=0, le=1)],
+        Field(union_mode="left_to_right"),
+        BeforeValidator(_switch),
+    ] = "off"
+    """SmoothQuant for static activations. ``auto`` searches for every GEMM how much of its input's outliers to move into its weights, a number from 0 to 1 is that share (alpha) everywhere, ``off`` moves none."""
     rounding: Literal["rtn", "gptq"] = "rtn"
     """How INT8 weights of MatMul and Gemm are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again."""
     activations: Literal["static", "dynamic"] = "static"

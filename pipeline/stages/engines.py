@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from engines.saturation import products_saturate
 from engines.target import Target
 from pipeline import model as models
+from pipeline.notices import notice
 from pipeline.stages.checks import build_or_check
 from pipeline.stages.engine import Engine
 from pipeline.stages.run import Run, step
@@ -33,6 +35,13 @@ def _serve_variant(run: Run, made: Variants, family: str, device: Target) -> Eng
         for file in models.files(variant):
             shutil.copyfile(file, (work / out).parent / file.name)
 
+    if made.plans[family].quantized() and products_saturate():
+        notice(
+            "saturating-products",
+            "This CPU has no VNNI, so ONNX Runtime's uint8 x int8 products saturate: what is measured here is less "
+            "accurate than the engine is on CPUs that have it.",
+            where=f"target {device.name}",
+        )
     result = run.stage(f"engines/{device.name}", {"variant": variant}, [out], produce)
     path = result.paths[out]
     return Engine(

@@ -100,6 +100,7 @@ def test_costs_file_round_trip_and_refusals(tmp_path: Path) -> None:
         read_costs(tmp_path / "none.json")
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("trans", [0, 1])
 @pytest.mark.parametrize("bias", [False, True])
 def test_dynamic_gemm_equals_the_formula(tmp_path: Path, trans: int, bias: bool) -> None:
@@ -122,6 +123,7 @@ def test_dynamic_gemm_equals_the_formula(tmp_path: Path, trans: int, bias: bool)
     assert sum(made.fusion.integer_kernels.values()) == 1
 
 
+@pytest.mark.exact_products
 def test_dynamic_products_of_one_tensor_quantize_it_once(tmp_path: Path) -> None:
     path, _ = mlp(tmp_path / "mlp.onnx")
     nodes = [

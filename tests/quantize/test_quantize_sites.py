@@ -120,6 +120,7 @@ def test_a_convolution_read_twice_has_the_pair_on_its_own_output(tmp_path: Path)
     assert golden(path, "gpu-int8", {"first"}) == ["x int8 -> first:0"]
 
 
+@pytest.mark.exact_products
 def test_a_convolution_that_is_a_graph_output_keeps_the_output_s_name(tmp_path: Path) -> None:
     nodes = [conv("x", "mid", "first"), helper.make_node("Relu", ["mid"], ["r"], name="relu"), conv("r", "y", "second")]
     path = save(tmp_path / "o.onnx", nodes, [("x", IMAGE)], [("mid", IMAGE), ("y", IMAGE)], weights("w", "b"))

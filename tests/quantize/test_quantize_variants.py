@@ -75,6 +75,7 @@ def test_weights_are_stored_as_int8_and_nothing_else_is_left(tmp_path: Path) -> 
     assert not [n for n, v in initializers.items() if v.dtype == np.float32 and v.shape in ((32, 48), (48, 24))]
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("gemm", [False, True])
 def test_cpu_mlp_is_fused(tmp_path: Path, gemm: bool) -> None:
     path, _ = mlp(tmp_path / "mlp.onnx", gemm=gemm)
@@ -154,6 +155,7 @@ def test_mask_constants_saturate_in_fp16(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, [[1.0, -65504.0, -65504.0]], atol=32)
 
 
+@pytest.mark.exact_products
 def test_dynamic_equals_the_formula_and_is_fused(tmp_path: Path) -> None:
     path, w = mlp(tmp_path / "mlp.onnx")
     plan = plan_for(path, "cpu", {"up", "down"}, dynamic=True)

@@ -68,6 +68,7 @@ def gemm(path: Path, bias: np.ndarray | None, *, trans: bool = False, w: np.ndar
     return save(path, [node], [("x", [6, 32])], [("y", [6, 24])], weights), w
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("trans", [False, True])
 @pytest.mark.parametrize(
     ("shape", "beta", "stored_int32"),
@@ -112,6 +113,7 @@ def test_a_channel_of_zeros_keeps_its_bias_and_a_large_bias_does_not_overflow(tm
         np.testing.assert_allclose(got, np.broadcast_to(bias[:2], (6, 2)), rtol=1e-4)
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize(
     ("op", "group", "shape"),
     [
@@ -207,6 +209,7 @@ def test_tables_that_are_looked_up_twice_are_stored_once(tmp_path: Path) -> None
     np.testing.assert_allclose(run(made.path, ids)["y"], run(path, ids)["y"], atol=0.05)
 
 
+@pytest.mark.exact_products
 @pytest.mark.parametrize("quantized", [{"lookup", "head"}, {"lookup"}, {"head"}])
 @pytest.mark.parametrize("family", ["cpu", "gpu-int8"])
 def test_tied_embeddings_are_quantized_apart(tmp_path: Path, family: str, quantized: set[str]) -> None:

@@ -31,6 +31,7 @@ def masked(data) -> tuple[np.ndarray, np.ndarray]:
     return x, np.concatenate([feeds["attention_mask"] for feeds in data]) > 0
 
 
+@pytest.mark.exact_products
 def test_stages_against_plain_numpy(models, data, by_hand) -> None:
     found = validate(models.fp32, models.qdq, data, options=ValidateOptions(threads=1, latency=QUICK))
     x, keep = masked(data)
@@ -59,6 +60,7 @@ def test_a_simulation_claims_nothing_of_the_engine(models, data) -> None:
     assert "no engine was run" in (verdict.gates[1].reason or "")
 
 
+@pytest.mark.exact_products
 def test_everything_at_once(models, data) -> None:
     class Mean:
         name = "mean"
