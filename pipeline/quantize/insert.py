@@ -131,9 +131,38 @@ class Inserter:
         if key not in self.weights:
             self.weights[key] = self._dequantized(value, weight.tensor, weight.scale, weight.axis)
         node.replace_input_with(what.weight, self.weights[key])
+        if weight.correction is not None:
+            self._correct(node, what, weight.correction)
         if quantize_bias and bias is not None and what.bias is not None:
             scale = np.maximum(weight.scale * activation, np.finfo(np.float32).smallest_normal)
             node.replace_input_with(what.bias, self._bias(bias, scale))
+
+    def _correct(self, node: ir.Node, what: Operands, correction: Array) -> None:
+        """Add a constant to a GEMM's output: in its bias, in the Add behind it, or with an Add of its own."""
+        output = node.outputs[0]
+        readers = list(output.uses())
+        place: tuple[ir.Node, int] | None = None
+        if what.bias is not None:
+            place = node, what.bias
+        elif len(readers) == 1 and readers[0][0].op_type == "Add" and not output.is_graph_output():
+            place = readers[0][0], 1 - readers[0][1]
+        old = place[0].inputs[place[1]] if place is not None else None
+        if place is not None and old is not None and old.const_value is not None:
+            values = old.const_value.numpy()
+            if values.shape[-1:] == correction.shape:
+                summed = (values.astype(np.float32) + correction).astype(values.dtype)
+                place[0].replace_input_with(place[1], self.constant(f"{old.name}_corrected", summed))
+                return
+        dtype = output.dtype.numpy() if output.dtype is not None else np.dtype(np.float32)
+        constant = self.constant(f"{node.name}_correction", correction.astype(dtype))
+        add = self.node("Add", [output, constant], f"{node.name}/correction/Add")
+        name, result = output.name, add.outputs[0]
+        output.name = self._free(f"{name}_uncorrected")
+        result.name, result.shape, result.type = name, output.shape, output.type
+        ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+        add.replace_input_with(0, output)
+        self.graph.insert_after(node, [add])
+        self.values[name or ""] = result
 
     def table(self, node: ir.Node, what: Operands, spec: QuantSpec) -> None:
         """Store a table that is looked up in INT8 and dequantize the rows that were found: ONNX Runtime would

@@ -1,8 +1,9 @@
-"""Second moments of GEMM inputs, ``X^T X``, added up over calibration batches in memory that does not grow with them."""
+"""Moments of GEMM inputs, ``X^T X`` and sums, added up over calibration batches in memory that does not grow with them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +52,45 @@ class Tap:
             yield tensor, array.reshape(-1, array.shape[-1])
 
 
-def second_moments(tap: Tap, data: Iterable[Feeds]) -> dict[str, F64]:
-    """Return ``X^T X`` of every tensor, float64 ``[channels, channels]``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """First and second moments of a GEMM's input.
+
+    Attributes:
+        count: Rows seen.
+        total: Their sum, float64 ``[channels]``.
+        gram: ``X^T X``, float64 ``[channels, channels]``.
+    """
+
+    count: int
+    total: F64
+    gram: F64
+
+    @property
+    def mean(self) -> F64:
+        """Return the mean row, ``[channels]``."""
+        return self.total / max(self.count, 1)
+
+    @property
+    def centred(self) -> F64:
+        """Return ``X^T X`` of the rows less their mean, ``[channels, channels]``."""
+        found: F64 = self.gram - np.outer(self.total, self.total) / max(self.count, 1)
+        return found
+
+
+def second_moments(tap: Tap, data: Iterable[Feeds]) -> dict[str, Moments]:
+    """Return the moments of every tensor over all batches.
 
     Each batch's product is computed in float32 (its sums are short) and added in float64.
     """
-    total: dict[str, F64] = {}
+    found: dict[str, Moments] = {}
     for feed in data:
         for tensor, array in tap.rows(feed):
             values = array.astype(np.float32)
-            product = (values.T @ values).astype(np.float64)
-            total[tensor] = total[tensor] + product if tensor in total else product
-    return total
+            gram, total = (values.T @ values).astype(np.float64), values.sum(axis=0, dtype=np.float64)
+            old = found.get(tensor)
+            if old is None:
+                found[tensor] = Moments(count=len(values), total=total, gram=gram)
+            else:
+                found[tensor] = Moments(count=old.count + len(values), total=old.total + total, gram=old.gram + gram)
+    return found

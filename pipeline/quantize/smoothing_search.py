@@ -11,7 +11,7 @@ import numpy as np
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.moments import Tap
-from pipeline.quantize.smoothing import ALPHAS, F32, Group, Smoothing, choose, groups, rows_by_channel
+from pipeline.quantize.smoothing import ALPHAS, F32, ChoiceOptions, Group, Smoothing, choose, groups, rows_by_channel
 from pipeline.types import Feeds, Progress, silent
 
 ROWS = 1024
@@ -24,12 +24,14 @@ class SearchOptions:
 
     Attributes:
         alpha: The one exponent to use everywhere; ``None`` tries :data:`pipeline.quantize.smoothing.ALPHAS` and none.
+        gptq: The weights will be rounded by GPTQ.
         mask: The input that is 0 at padding; padding is left out.
         threads: Threads for ONNX Runtime; 0 is one per core.
         memory_bytes: Activations held at once; more groups are searched in several passes over the samples.
     """
 
     alpha: float | None = None
+    gptq: bool = False
     mask: str | None = None
     threads: int = 0
     memory_bytes: int = 1 << 30
@@ -56,7 +58,8 @@ def search(
     model = models.load(path)
     nodes = {n.name: n for n in model.graph}
     wanted = [g for g in groups(model, plan) if g.tensor in extremes and np.isfinite(extremes[g.tensor]).all()]
-    alphas = ALPHAS if options.alpha is None else (options.alpha,)
+    forced = options.alpha is not None
+    how = ChoiceOptions(alphas=ALPHAS if options.alpha is None else (options.alpha,), forced=forced, gptq=options.gptq)
     chosen = []
     for part in _parts(wanted, extremes, options.memory_bytes):
         samples = _samples(path, [g.tensor for g in part], feeds, options)
@@ -64,7 +67,7 @@ def search(
             weights = [rows_by_channel(nodes[name]) for name in group.nodes]
             found = choose(
                 group, plan, weights, samples.pop(group.tensor), extremes[group.tensor],
-                alphas=alphas, forced=options.alpha is not None,
+                options=how,
             )  # fmt: skip
             chosen.append(found)
             progress("smooth", len(chosen), len(wanted))

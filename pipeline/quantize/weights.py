@@ -24,11 +24,13 @@ class QuantizedWeight:
         tensor: int8 or float8_e4m3fn, the float weight's shape; evaluated lazily, so that only one weight is in memory at a time.
         scale: float32, ``[]`` per tensor or ``[channels]`` along ``axis``.
         axis: The output-channel axis, ``None`` per tensor.
+        correction: What to add to the GEMM's bias, float32 ``[channels]``, so that the mean output stays; ``None`` is nothing.
     """
 
     tensor: ir.TensorProtocol
     scale: Array
     axis: int | None
+    correction: Array | None = None
 
 
 def round_to_nearest(

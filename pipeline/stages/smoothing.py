@@ -77,6 +77,7 @@ def smooth(
         ) -> dict[str, Any]:
             options = SearchOptions(
                 alpha=None if wanted == "auto" else float(wanted),
+                gptq=run.recipe.policy.rounding == "gptq",
                 mask=mask,
                 threads=run.recipe.threads,
                 memory_bytes=run.recipe.calibration.memory_mb << 20,
@@ -98,6 +99,7 @@ def smooth(
             "data": data.digest(),
             "mask": mask,
             "smooth": wanted,
+            "rounding": run.recipe.policy.rounding,
         }
         result = run.stage(f"smooth/{name}", key, [graph, sketches, choices], produce)
         notice(
