@@ -15,7 +15,7 @@ from pipeline.quantize.smoothing import ALPHAS, F32, ChoiceOptions, Group, Smoot
 from pipeline.types import Feeds, Progress, silent
 
 ROWS = 1024
-"""Rows of an activation that are kept: with more, MiniLM's choices stay the same."""
+"""Rows of an activation that are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
