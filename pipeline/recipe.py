@@ -198,7 +198,7 @@ class PolicyConfig(Section):
     ] = "off"
     """SmoothQuant for static activations. ``auto`` searches for every GEMM how much of its input's outliers to move into its weights, a number from 0 to 1 is that share (alpha) everywhere, ``off`` moves none."""
     rounding: Literal["rtn", "gptq"] = "rtn"
-    """How INT8 weights of MatMul and Gemm are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again."""
+    """How weights of MatMul and Gemm are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again."""
     activations: Literal["static", "dynamic"] = "static"
     """``dynamic`` computes activation ranges per batch at run time (``cpu`` only; no calibration needed)."""
 

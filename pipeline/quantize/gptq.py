@@ -6,6 +6,8 @@ second moments ``X^T X`` say they can (Frantar et al. 2022, algorithm 1; rows in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
@@ -20,18 +22,18 @@ BLOCK = 128
 """Rows between two updates of all later ones; the result does not depend on it but for float rounding."""
 
 
-def gptq(weight: Array, gram: F64, scale: Array, *, qmax: float, damping: float = DAMPING) -> npt.NDArray[np.int8]:
+def gptq(weight: Array, gram: F64, scale: Array, nearest: Callable[[F64], F64], *, damping: float = DAMPING) -> F64:
     """Return the rounded weight.
 
     Args:
         weight: ``[channels in, channels out]``, float.
         gram: ``X^T X`` of the GEMM's inputs, ``[channels in, channels in]``, float64.
         scale: Step of every output channel, ``[channels out]``, above 0; it is kept as it is.
-        qmax: Largest stored magnitude.
+        nearest: Returns the nearest values that the stored type holds, of a weight over its scale.
         damping: What is added to the diagonal, as a share of its mean.
 
     Returns:
-        int8, the weight's shape.
+        What is stored, float64, the weight's shape: every value is one of ``nearest``'s.
     """
     moments = np.diagonal(gram)
     order = np.argsort(-moments, kind="stable")
@@ -42,12 +44,12 @@ def gptq(weight: Array, gram: F64, scale: Array, *, qmax: float, damping: float 
         end = min(begin + BLOCK, len(left))
         lost = np.empty((end - begin, left.shape[1]))
         for row in range(begin, end):
-            rounded[row] = np.clip(np.rint(left[row]), -qmax, qmax)
+            rounded[row] = nearest(left[row])
             lost[row - begin] = (left[row] - rounded[row]) / factor[row, row]
             left[row + 1 : end] -= np.outer(factor[row, row + 1 : end], lost[row - begin])
         left[end:] -= factor[begin:end, end:].T @ lost
-    result = np.empty(rounded.shape, np.int8)
-    result[order] = rounded.astype(np.int8)
+    result = np.empty(rounded.shape, np.float64)
+    result[order] = rounded
     return result
 
 

@@ -10,14 +10,8 @@ import onnx_ir as ir
 from pipeline.graph.operands import Operands, operands
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.sites import Site, sites
-from pipeline.quantize.weights import QuantizedWeight, round_to_nearest, stored_scale
-from pipeline.types import Array, Precision, QuantDType, QuantSpec, Range
-
-_IR_DTYPE = {
-    QuantDType.INT8: ir.DataType.INT8,
-    QuantDType.UINT8: ir.DataType.UINT8,
-    QuantDType.FP8_E4M3: ir.DataType.FLOAT8E4M3FN,
-}
+from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, round_to_nearest, stored_scale
+from pipeline.types import Array, Precision, QuantSpec, Range
 
 
 class Inserter:
@@ -91,14 +85,14 @@ class Inserter:
         base = site.tensor
         operands_ = (
             self.constant(f"{base}_scale", np.asarray(scale, dtype=self.scale_dtype(value))),
-            self.constant(f"{base}_zero_point", np.asarray(zero_point, dtype=_IR_DTYPE[site.spec.dtype].numpy())),
+            self.constant(f"{base}_zero_point", np.asarray(zero_point, dtype=IR_DTYPES[site.spec.dtype].numpy())),
         )
         self.pairs[site.tensor, site.spec] = operands_
         quantize = ir.node("QuantizeLinear", [value, *operands_], name=self._free(f"{base}_QuantizeLinear"))
         dequantize = ir.node(
             "DequantizeLinear", [quantize.outputs[0], *operands_], name=self._free(f"{base}_DequantizeLinear")
         )
-        self._describe(quantize.outputs[0], f"{base}_quantized", _IR_DTYPE[site.spec.dtype], value.shape)
+        self._describe(quantize.outputs[0], f"{base}_quantized", IR_DTYPES[site.spec.dtype], value.shape)
         self._describe(dequantize.outputs[0], f"{base}_dequantized", value.dtype, value.shape)
         readers = value.uses() if site.readers is None else [(self.nodes[n], i) for n, i in site.readers]
         readers = [(n, i) for n, i in readers if n.op_type != "QuantizeLinear"]

@@ -66,7 +66,7 @@ def quantize(
     if plan.dynamic:
         insert_dynamic(model, plan)
     else:
-        weights = _rounded(model, rounding) if rounding is not None else None
+        weights = _rounded(model, plan, rounding) if rounding is not None else None
         Inserter(model, plan, {(r.site.tensor, r.site.spec): r.range for r in ranges}, weights).run()
     if plan.elsewhere is Precision.FP16:
         cast_to_half(model, plan)
@@ -90,14 +90,15 @@ def quantize(
     return Quantized(path=out, bytes=models.size_bytes(out), fusion=found)
 
 
-def _rounded(model: ir.Model, folder: Path) -> dict[str, QuantizedWeight]:
-    index = read_index(folder)
-    found = {}
-    for node in model.graph:
-        name, what = node.name or "", operands(node)
-        value = node.inputs[what.weight] if name in index and what is not None and what.weight is not None else None
+def _rounded(model: ir.Model, plan: PrecisionPlan, folder: Path) -> dict[str, QuantizedWeight]:
+    index, found = read_index(folder), {}
+    nodes = {n.name: n for n in model.graph}
+    for entry in plan.quantized():
+        what = operands(nodes[entry.node]) if entry.node in index else None
+        value = nodes[entry.node].inputs[what.weight] if what is not None and what.weight is not None else None
         if value is not None and value.shape is not None:
-            found[name] = rounded(folder, name, index, value.shape.numpy())
+            spec = plan.formats[entry.precision].weights
+            found[entry.node] = rounded(folder, entry.node, index, spec, value.shape.numpy())
     return found
 
 

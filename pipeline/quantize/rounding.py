@@ -19,10 +19,11 @@ import onnx_ir as ir
 from pipeline import model as models
 from pipeline.graph.operands import Operands, operands
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.fake import nearest
 from pipeline.quantize.gptq import gptq
-from pipeline.quantize.moments import Moments, Tap, second_moments
-from pipeline.quantize.weights import QuantizedWeight, channel_scales
-from pipeline.types import Feeds, Precision, Progress, silent
+from pipeline.quantize.moments import F64, Moments, Tap, second_moments
+from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, channel_scales
+from pipeline.types import Feeds, Precision, Progress, QuantDType, QuantSpec, silent
 
 INDEX = "index.json"
 
@@ -50,7 +51,7 @@ def round_weights(
     options: RoundingOptions = RoundingOptions(),
     progress: Progress = silent,
 ) -> int:
-    """Write every INT8 MatMul and Gemm weight of ``plan``, rounded by GPTQ; return how many.
+    """Write every quantized MatMul and Gemm weight of ``plan``, rounded by GPTQ; return how many.
 
     A weight that several nodes read, or a Gemm's on the CPU (its bias is stored in the weight's scale, which depends on
     the activation's) stays with round-to-nearest.
@@ -59,7 +60,7 @@ def round_weights(
         path: The float model.
         plan: What is quantized.
         data: Calibration batches, read once for every part that fits the memory.
-        folder: Where ``index.json`` and one ``.npz`` a weight (``weight`` int8, ``scale`` and ``correction`` float32) go.
+        folder: Where ``index.json`` and one ``.npz`` a weight (``weight``, ``scale`` and ``correction`` float32) go.
         options: Padding, threads, memory.
         progress: Told of every weight under ``round``.
     """
@@ -73,16 +74,18 @@ def round_weights(
         moments = second_moments(tap, data)
         for tensor, nodes in part.items():
             seen = moments.pop(tensor)
-            for node, what in nodes:
+            for node, what, spec in nodes:
                 file = f"{len(index):05}.npz"
                 index[node.name or ""] = file
-                _round(node, what, seen, plan, folder / file, scale_dtype)
+                _round((node, what, spec), seen, folder / file, scale_dtype)
                 progress("round", len(index), sum(map(len, wanted.values())))
     (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return len(index)
 
 
-def rounded(folder: Path, node: str, index: Mapping[str, str], shape: Sequence[int]) -> QuantizedWeight:
+def rounded(
+    folder: Path, node: str, index: Mapping[str, str], spec: QuantSpec, shape: Sequence[int]
+) -> QuantizedWeight:
     """Return a weight that :func:`round_weights` wrote, its values read when the model is saved."""
     file = folder / index[node]
     with np.load(file, allow_pickle=False) as stored:
@@ -90,9 +93,10 @@ def rounded(folder: Path, node: str, index: Mapping[str, str], shape: Sequence[i
 
     def load() -> ir.TensorProtocol:
         with np.load(file, allow_pickle=False) as stored:
-            return ir.tensor(stored["weight"])
+            return ir.tensor(stored["weight"].view(dtype.numpy()))
 
-    lazy = ir.LazyTensor(load, dtype=ir.DataType.INT8, shape=ir.Shape(shape), name=node)
+    dtype = IR_DTYPES[spec.dtype]
+    lazy = ir.LazyTensor(load, dtype=dtype, shape=ir.Shape(shape), name=node)
     return QuantizedWeight(tensor=lazy, scale=scale, axis=axis, correction=correction)
 
 
@@ -102,23 +106,24 @@ def read_index(folder: Path) -> dict[str, str]:
     return found
 
 
-_Nodes = dict[str, list[tuple[ir.Node, Operands]]]
+_Nodes = dict[str, list[tuple[ir.Node, Operands, QuantSpec]]]
 
 
 def _wanted(model: ir.Model, plan: PrecisionPlan) -> _Nodes:
     """Return the nodes to round by the tensor they read."""
-    precisions = {n.node: n.precision for n in plan.quantized()}
+    specs = {n.node: plan.formats[n.precision].weights for n in plan.quantized()}
     uses = Counter(v for n in model.graph.all_nodes() for v in n.inputs if v is not None and v.is_initializer())
     found: _Nodes = {}
     for node in model.graph:
         what = operands(node)
-        if precisions.get(node.name or "") is not Precision.INT8 or what is None or what.weight is None:
+        spec = specs.get(node.name or "")
+        if spec is None or what is None or what.weight is None:
             continue
         weight, value = node.inputs[what.weight], node.inputs[0]
         biased = plan.family == "cpu" and what.bias is not None
         if node.op_type not in ("MatMul", "Gemm") or biased or weight is None or value is None or uses[weight] > 1:
             continue
-        found.setdefault(value.name or "", []).append((node, what))
+        found.setdefault(value.name or "", []).append((node, what, spec))
     return found
 
 
@@ -127,7 +132,7 @@ def _parts(wanted: _Nodes, memory_bytes: int) -> Iterator[_Nodes]:
     part: _Nodes = {}
     used = 0
     for tensor, nodes in wanted.items():
-        size = 2 * 8 * _channels(*nodes[0]) ** 2
+        size = 2 * 8 * _channels(*nodes[0][:2]) ** 2
         if part and used + size > memory_bytes:
             yield part
             part, used = {}, 0
@@ -146,25 +151,31 @@ def _channels(node: ir.Node, what: Operands) -> int:
 
 
 def _round(
-    node: ir.Node, what: Operands, seen: Moments, plan: PrecisionPlan, file: Path, scale_dtype: type[np.floating]
+    place: tuple[ir.Node, Operands, QuantSpec], seen: Moments, file: Path, scale_dtype: type[np.floating]
 ) -> None:
+    node, what, spec = place
     assert what.weight is not None
     assert what.channel_axis is not None
     value = node.inputs[what.weight]
     assert value is not None
     assert value.const_value is not None
-    spec = plan.formats[Precision.INT8].weights
     scale = channel_scales(value, spec, what.channel_axis, scale_dtype)
     weight = models.read(value.const_value)
     by_rows = weight if what.channel_axis == 1 else weight.T
-    found = gptq(by_rows, seen.centred, scale, qmax=spec.dtype.qmax)
+    found = gptq(by_rows, seen.centred, scale, lambda steps: _symmetric(steps, spec.dtype))
     correction = seen.mean @ (by_rows.astype(np.float64) - found * scale.astype(np.float64))
-    stored = found if what.channel_axis == 1 else found.T
+    stored = (found if what.channel_axis == 1 else found.T).astype(IR_DTYPES[spec.dtype].numpy())
     with file.open("wb") as stream:
         np.savez(
             stream,
-            weight=np.ascontiguousarray(stored),
+            # numpy's file format knows no float8: the bytes are kept.
+            weight=np.ascontiguousarray(stored).view(np.uint8),
             scale=scale,
             axis=np.int64(what.channel_axis),
             correction=correction.astype(np.float32),
         )
+
+
+def _symmetric(steps: F64, dtype: QuantDType) -> F64:
+    found: F64 = nearest(np.clip(steps, -dtype.qmax, dtype.qmax), dtype)
+    return found

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -24,7 +23,8 @@ import onnx_ir as ir
 from pipeline import model as models
 from pipeline.graph.operands import operands
 from pipeline.policy.plan import Format, PrecisionPlan
-from pipeline.types import Precision, QuantDType, QuantSpec, Range
+from pipeline.quantize.fake import fake_quantize, fake_quantize_weight
+from pipeline.types import Precision, QuantDType, Range
 
 F32 = npt.NDArray[np.float32]
 
@@ -220,30 +220,6 @@ class _Trial:
 
 def _energy(values: F32) -> float:
     return float(np.square(values, dtype=np.float64).sum())
-
-
-def fake_quantize(values: F32, limits: Range, spec: QuantSpec) -> F32:
-    """Return float values after Q and DQ with one scale."""
-    scale, zero_point = limits.scale_zero_point(spec)
-    steps = _stored(values / np.float32(scale) + np.float32(zero_point), spec.dtype)
-    found: F32 = (steps - np.float32(zero_point)) * np.float32(scale)
-    return found
-
-
-def fake_quantize_weight(weight: F32, spec: QuantSpec) -> F32:
-    """Return a weight ``[in, out]`` after Q and DQ with a symmetric scale for each output channel."""
-    scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(spec.dtype.qmax), np.float32(1e-30))
-    found: F32 = _stored(weight / scale, spec.dtype) * scale
-    return found
-
-
-def _stored(steps: F32, dtype: QuantDType) -> F32:
-    """Return the nearest values that a type holds, ties to even."""
-    clipped = np.clip(steps, dtype.qmin, dtype.qmax)
-    if dtype is QuantDType.FP8_E4M3:
-        return clipped.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    rounded: F32 = np.rint(clipped)
-    return rounded
 
 
 def by_tensor(chosen: Sequence[Smoothing]) -> Mapping[str, Smoothing]:

@@ -11,6 +11,11 @@ from pipeline import model as models
 from pipeline.errors import QuantizeError
 from pipeline.types import Array, QuantDType, QuantSpec
 
+IR_DTYPES = {
+    QuantDType.INT8: ir.DataType.INT8,
+    QuantDType.UINT8: ir.DataType.UINT8,
+    QuantDType.FP8_E4M3: ir.DataType.FLOAT8E4M3FN,
+}
 _TINY = 1e-30
 _HALF_STEP = np.float32(127.5 / 127)
 """A scale may be this much too small: the largest value then still rounds to the last step."""
@@ -67,7 +72,7 @@ def round_to_nearest(
             return ir.tensor(weight.astype(stored.numpy()))  # rounds half to even
         return ir.tensor(np.rint(weight, out=weight).astype(np.int8))
 
-    stored = ir.DataType.FLOAT8E4M3FN if spec.dtype is QuantDType.FP8_E4M3 else ir.DataType.INT8
+    stored = IR_DTYPES[spec.dtype]
     lazy = ir.LazyTensor(quantized, dtype=stored, shape=ir.Shape(source.shape.numpy()), name=value.name)
     return QuantizedWeight(tensor=lazy, scale=scale, axis=axis)
 

@@ -13,7 +13,7 @@ from pipeline.quantize.rounding import RoundingOptions, round_weights
 from pipeline.sources.export import Exported
 from pipeline.stages.run import Run, step
 from pipeline.stages.smoothing import FloatGraph
-from pipeline.types import CalibrationData, Precision
+from pipeline.types import CalibrationData
 
 
 @step
@@ -30,7 +30,7 @@ def rounding(
     )
     found = {}
     for name, made in plans.items():
-        if Precision.INT8 not in made.formats:
+        if not made.formats:
             continue
         if made.dynamic:
             notice("not-gptq", "Weights are rounded to nearest where activations are dynamic.", where="policy.rounding")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -22,6 +23,10 @@ def correlated(rows: int, channels: int, seed: int = 0) -> np.ndarray:
     draw = np.random.default_rng(seed)
     mixing = draw.normal(size=(channels, channels)) / 4 + np.eye(channels)
     return (draw.normal(size=(rows, channels)) * draw.uniform(0.1, 3, channels)) @ mixing
+
+
+def int8(steps: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(steps), -127, 127)
 
 
 def optimal_brain_quantizer(weight: np.ndarray, gram: np.ndarray, scale: np.ndarray, damping: float) -> np.ndarray:
@@ -46,7 +51,7 @@ def test_it_is_the_paper_s_algorithm(channels: int) -> None:
     weight = np.random.default_rng(1).normal(size=(channels, 12))
     scale = np.abs(weight).max(axis=0) / 127
     gram = values.T @ values
-    got = gptq(weight, gram, scale, qmax=127)
+    got = gptq(weight, gram, scale, int8)
     np.testing.assert_array_equal(got, optimal_brain_quantizer(weight, gram, scale, 0.01))
 
 
@@ -54,7 +59,7 @@ def test_outputs_are_closer_than_with_round_to_nearest() -> None:
     values = correlated(600, 64)
     weight = np.random.default_rng(2).normal(size=(64, 32))
     scale = np.abs(weight).max(axis=0) / 7  # few steps, as with INT4
-    rounded = gptq(weight, values.T @ values, scale, qmax=7)
+    rounded = gptq(weight, values.T @ values, scale, lambda x: np.clip(np.rint(x), -7, 7))
     nearest = np.clip(np.rint(weight / scale), -7, 7)
     errors = [np.square(values @ (w * scale - weight)).sum() for w in (rounded, nearest)]
     assert errors[0] < 0.6 * errors[1]
@@ -66,9 +71,9 @@ def test_an_input_that_is_always_zero_does_no_harm() -> None:
     values[:, 3] = 0
     weight = np.random.default_rng(3).normal(size=(16, 8))
     scale = np.abs(weight).max(axis=0) / 127
-    rounded = gptq(weight, values.T @ values, scale, qmax=127)
+    rounded = gptq(weight, values.T @ values, scale, int8)
     assert np.abs(rounded[3] - weight[3] / scale).max() <= 0.5 + 1e-9
-    all_zero = gptq(weight, np.zeros((16, 16)), scale, qmax=127)
+    all_zero = gptq(weight, np.zeros((16, 16)), scale, int8)
     np.testing.assert_array_equal(all_zero, np.clip(np.rint(weight / scale), -127, 127))
 
 
@@ -83,9 +88,9 @@ def test_second_moments_leave_padding_out_and_do_not_depend_on_batches(tmp_path:
         np.testing.assert_allclose(found["r"].gram, hidden.T @ hidden, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("target", ["cpu", "a100"])
+@pytest.mark.parametrize(("target", "preset"), [("cpu", "int8"), ("a100", "int8"), ("l40s", "fp8")])
 @pytest.mark.parametrize("smooth", ["off", "auto"])
-def test_a_build_stores_the_rounded_weights(tmp_path: Path, target: str, smooth: str) -> None:
+def test_a_build_stores_the_rounded_weights(tmp_path: Path, target: str, preset: str, smooth: str) -> None:
     path, weights = graphs.mlp(tmp_path / "m.onnx")
     values = correlated(300, 32, seed=5).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=values)
@@ -95,18 +100,18 @@ def test_a_build_stores_the_rounded_weights(tmp_path: Path, target: str, smooth:
             {
                 "source": {"onnx": str(path)},
                 "calibration": {"data": str(tmp_path / "data.npz"), "samples": 300, "method": "minmax"},
-                "policy": {"rounding": rounding, "smooth": smooth},
+                "policy": {"preset": preset, "rounding": rounding, "smooth": smooth},
                 "targets": [target],
             }
         )
         out = tmp_path / rounding
         build(recipe, out, options=BuildOptions(until="quantize"))
-        family = "cpu" if target == "cpu" else "gpu-int8"
+        family = {"cpu": "cpu", "a100": "gpu-int8", "l40s": "gpu-fp8"}[target]
         model = onnx.load(out / f"variants/{family}/model.onnx")
         stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
         weight, scale = (next(v for k, v in stored.items() if k.startswith("w1") and k.endswith(e))
                          for e in ("_quantized", "_scale"))  # fmt: skip
-        assert weight.dtype == np.int8
+        assert weight.dtype == (ml_dtypes.float8_e4m3fn if preset == "fp8" else np.int8)
         return weight.astype(np.float64) * scale.astype(np.float64)
 
     rounded, nearest = made("gptq"), made("rtn")

@@ -11,6 +11,7 @@ from onnx import helper
 
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
+from pipeline.quantize.fake import fake_quantize, fake_quantize_weight
 from pipeline.quantize.smooth import apply
 from pipeline.quantize.smoothing import (
     ChoiceOptions,
@@ -18,8 +19,6 @@ from pipeline.quantize.smoothing import (
     Smoothing,
     by_tensor,
     choose,
-    fake_quantize,
-    fake_quantize_weight,
     groups,
 )
 from pipeline.quantize.smoothing_search import SearchOptions, search

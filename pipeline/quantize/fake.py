@@ -1,0 +1,36 @@
+"""Quantize and dequantize in numpy, as the graph's Q/DQ pairs do."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.types import Array, QuantDType, QuantSpec, Range
+
+F32 = npt.NDArray[np.float32]
+
+
+def fake_quantize(values: F32, limits: Range, spec: QuantSpec) -> F32:
+    """Return float values after Q and DQ with one scale."""
+    scale, zero_point = limits.scale_zero_point(spec)
+    steps = nearest(values / np.float32(scale) + np.float32(zero_point), spec.dtype)
+    found: F32 = (steps - np.float32(zero_point)) * np.float32(scale)
+    return found
+
+
+def fake_quantize_weight(weight: F32, spec: QuantSpec) -> F32:
+    """Return a weight ``[in, out]`` after Q and DQ with a symmetric scale for each output channel."""
+    scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(spec.dtype.qmax), np.float32(1e-30))
+    found: F32 = nearest(weight / scale, spec.dtype) * scale
+    return found
+
+
+def nearest(steps: Array, dtype: QuantDType) -> Array:
+    """Return the nearest values that a type holds, ties to even, in the array's own float type; beyond it saturates."""
+    clipped = np.clip(steps, dtype.qmin, dtype.qmax)
+    if dtype is QuantDType.FP8_E4M3:
+        found: Array = clipped.astype(ml_dtypes.float8_e4m3fn).astype(steps.dtype)
+        return found
+    rounded: Array = np.rint(clipped)
+    return rounded
