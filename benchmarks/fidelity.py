@@ -41,18 +41,23 @@ def load(path: Path) -> Feeds:
         return {name: arrays[name] for name in arrays.files}
 
 
-def open_session(model: Path, threads: int = 1) -> ort.InferenceSession:
-    """Return a session as anyone would open it: everything at its default but the number of threads."""
+def open_session(model: Path, threads: int = 1, *, optimize: bool = True) -> ort.InferenceSession:
+    """Return a session as anyone would open it: everything at its default but the number of threads.
+
+    Without ``optimize`` every node runs as it stands in the graph.
+    """
     options = ort.SessionOptions()
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
-def outputs(model: Path, data: Feeds, threads: int = 2) -> list[Array]:
+def outputs(model: Path, data: Feeds, threads: int = 2, *, optimize: bool = True) -> list[Array]:
     """Return the first output as rows ``[tokens or samples, width]`` (float64) of each batch, without padding."""
-    live = open_session(model, threads)
+    live = open_session(model, threads, optimize=optimize)
     rows = []
     for start in range(0, len(next(iter(data.values()))), BATCH):
         feeds = {name: values[start : start + BATCH] for name, values in data.items()}

@@ -14,6 +14,7 @@ from pipeline.cli_flags import (
     BuildFlags,
     CalibrateFlags,
     Flags,
+    PublishFlags,
     RecipeCommand,
     check_stage,
     shard_of,
@@ -159,10 +160,36 @@ def validate(ctx: typer.Context, flags: Flags) -> None:
 
 
 @app.command(cls=RecipeCommand)
-@takes(Flags)
-def publish(ctx: typer.Context, flags: Flags) -> None:
-    """Write the Triton repository and the report."""
-    _build(ctx, flags, until="publish")
+@takes(PublishFlags)
+def publish(ctx: typer.Context, flags: PublishFlags) -> None:
+    """Write the Triton repository: of one build, or with the engines that several machines built (DIR...)."""
+    folders = [Path(name) for name in flags.model or () if Path(name, ".stages/recipe.json").is_file()]
+    if not folders:
+        if flags.model and len(flags.model) > 1:
+            raise RecipeError(
+                "None of these is a build directory.",
+                where=", ".join(flags.model),
+                fix="Name the -o directories of builds.",
+            )
+        _build(ctx, flags.for_build(), until="publish", require_verdict=flags.require_verdict)
+        return
+    from pipeline.publishing import publish_builds
+
+    with output.watching():
+        found = publish_builds(
+            [Path(name) for name in flags.model or ()],
+            flags.output or Path("model_repository"),
+            chosen=flags.target or (),
+            split=flags.split_by_target,
+            require_verdict=flags.require_verdict,
+        )
+    if flags.json:
+        output.show_json(
+            {"repository": str(found.repository) if found.repository else None, "exit_code": found.exit_code}
+        )
+    else:
+        output.show(found.summary)
+    raise typer.Exit(found.exit_code)
 
 
 @app.command(cls=RecipeCommand)

@@ -141,6 +141,33 @@ class BuildFlags(Flags):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublishFlags(Flags):
+    """Flags of ``publish``."""
+
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL | DIR...]",
+            help="A model, as for build; or finished build directories, whose engines go into one repository (-o).",
+            show_default=False,
+        ),
+    ] = None  # type: ignore[assignment]
+    split_by_target: Annotated[
+        bool,
+        typer.Option("--split-by-target", help="Of build directories: a model for each target.", rich_help_panel=_RUN),
+    ] = False
+    require_verdict: Annotated[
+        bool,
+        typer.Option("--require-verdict", help="Fail (3) unless a gate was measured and passed.", rich_help_panel=_RUN),
+    ] = False
+
+    def for_build(self) -> Flags:
+        """Return the flags of a build of one model, which then publishes."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Flags)}
+        return Flags(**values | {"model": self.model[0] if self.model else None})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrateFlags(Flags):
     """Flags of ``calibrate``."""
 

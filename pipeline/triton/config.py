@@ -5,8 +5,8 @@ from __future__ import annotations
 from pipeline.errors import PublishError
 from pipeline.notices import notice
 from pipeline.recipe import TritonConfig
-from pipeline.triton.protobuf import ModelConfig, kind_cpu, new_config, to_text, type_value
-from pipeline.triton.served import BACKENDS, ServedModel, check_name, triton_type
+from pipeline.triton.protobuf import ModelConfig, kind_cpu, kind_gpu, new_config, to_text, type_value
+from pipeline.triton.served import BACKENDS, ServedModel, check_name, plan_name, triton_type
 from pipeline.types import TensorInfo
 
 HEADER = """\
@@ -32,9 +32,9 @@ def build_config(model: ServedModel, config: TritonConfig) -> ModelConfig:
     open first dimension of every input and output.
     """
     check_name(model.name)
-    if model.backend not in BACKENDS or BACKENDS[model.backend].by_capability:
+    if model.backend not in BACKENDS or BACKENDS[model.backend].by_capability != bool(model.engines):
         raise PublishError(
-            f"This version publishes no {model.backend!r} model.", where=model.name, fix="Use the onnxruntime backend."
+            f"There is no {model.backend!r} model to publish.", where=model.name, fix="Use the onnxruntime backend."
         )
     _check_preferred(config)
     batch = _max_batch_size(model, config)
@@ -48,7 +48,10 @@ def build_config(model: ServedModel, config: TritonConfig) -> ModelConfig:
     if batch > 0 and config.dynamic_batching is not None:
         message.dynamic_batching.max_queue_delay_microseconds = config.dynamic_batching.max_queue_delay_us
         message.dynamic_batching.preferred_batch_size.extend(sorted(set(config.dynamic_batching.preferred_batch_sizes)))
-    message.instance_group.add(kind=kind_cpu(), count=config.instances)
+    message.instance_group.add(kind=kind_gpu() if model.engines else kind_cpu(), count=config.instances)
+    for capability in sorted(model.engines):
+        # No default file: on a GPU that the map lacks, the server would load it without a word.
+        message.cc_model_filenames[capability] = plan_name(capability)
     if model.threads > 0:
         message.parameters["intra_op_thread_count"].string_value = str(model.threads)
     _add_warmup(message, model, batched=batch > 0)

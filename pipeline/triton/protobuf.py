@@ -63,6 +63,11 @@ def kind_cpu() -> int:
     return int(_schema().ModelInstanceGroup.KIND_CPU)
 
 
+def kind_gpu() -> int:
+    """Return the instance group kind ``KIND_GPU``."""
+    return int(_schema().ModelInstanceGroup.KIND_GPU)
+
+
 def _schema() -> Any:
     try:
         from tritonclient.grpc import model_config_pb2

@@ -10,7 +10,7 @@ from pipeline import model as onnx_files
 from pipeline.errors import PublishError, StoreError
 from pipeline.recipe import TritonConfig
 from pipeline.triton.config import config_text
-from pipeline.triton.served import BACKENDS, ServedModel
+from pipeline.triton.served import BACKENDS, ServedModel, plan_name
 
 CONFIG = "config.pbtxt"
 
@@ -85,6 +85,8 @@ def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path]) -> 
 
 def _engine_files(model: ServedModel) -> dict[str, Path]:
     """Return path in the version directory to source file: the engine under its default name, its data as it is."""
+    if model.engines:
+        return {plan_name(capability): file for capability, file in sorted(model.engines.items())}
     engine = model.engine
     default = BACKENDS[model.backend].file
     files = {default: engine}

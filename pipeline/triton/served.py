@@ -74,13 +74,15 @@ class ServedModel:
 
     Attributes:
         name: Model name: its folder in the repository and its name in requests.
-        backend: ``onnxruntime``.
-        engine: The engine file; external data beside it is published with it.
+        backend: ``onnxruntime`` or ``tensorrt``.
+        engine: The engine file; external data beside it is published with it. For ``tensorrt`` the ONNX that the engines
+            were built from, which is not published.
         inputs: Every input, with the batch dimension, as the backend sees them (see :func:`onnx_model`).
         outputs: Every output, likewise.
         threads: Intra-op threads of one instance; 0 lets ONNX Runtime take one per core.
         sample: Input name to the shape, with the batch dimension, of a real sample. It gives the warm-up request the
             dimensions that the model leaves open; without it a model that has such dimensions gets no warm-up.
+        engines: For ``tensorrt``: compute capability (``8.0``) to the engine for it.
     """
 
     name: str
@@ -90,6 +92,12 @@ class ServedModel:
     outputs: tuple[TensorInfo, ...]
     threads: int = 0
     sample: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    engines: Mapping[str, Path] = field(default_factory=dict)
+
+
+def plan_name(capability: str) -> str:
+    """Return the file name of the engine for a compute capability: ``8.0`` is ``sm80.plan``."""
+    return f"sm{capability.replace('.', '')}.plan"
 
 
 def onnx_model(

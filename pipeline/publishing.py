@@ -1,0 +1,126 @@
+"""One Triton repository from what several machines built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.errors import PublishError
+from pipeline.notices import notice
+from pipeline.recipe import TritonConfig
+from pipeline.triton.checker import check_repository
+from pipeline.triton.gather import BuiltEngine, Gathered, by_capability, gather, largest_batch, usual_shapes
+from pipeline.triton.repository import write_repository
+from pipeline.triton.served import ServedModel, onnx_model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What was published.
+
+    Attributes:
+        repository: Its folder; ``None`` if a verdict forbids it.
+        exit_code: 0; 3 if a verdict forbids publishing.
+        summary: What happened, for people.
+    """
+
+    repository: Path | None
+    exit_code: int
+    summary: str
+
+
+def publish_builds(
+    directories: Sequence[Path],
+    out: Path,
+    *,
+    chosen: Sequence[str] = (),
+    split: bool = False,
+    require_verdict: bool = False,
+) -> Published:
+    """Write one repository with the engines of all build directories.
+
+    TensorRT engines become one model that picks its engine by compute capability; ONNX Runtime's engine becomes a model
+    of its own, ``<name>-cpu`` where there are both.
+
+    Args:
+        directories: Finished builds of one model and recipe, each with its own targets.
+        out: The repository.
+        chosen: Targets to take where several have one compute capability.
+        split: Write a model for each target (``<name>-a100``) instead.
+        require_verdict: A verdict that is not ``passed`` forbids publishing.
+
+    Raises:
+        PublishError: The builds or engines do not belong together, or the server would refuse the repository.
+        MissingError: ``tritonclient`` is not installed.
+    """
+    found = gather(directories)
+    forbidden = [e for e in found.engines if e.verdict == "failed" or (require_verdict and e.verdict != "passed")]
+    if forbidden:
+        why = ", ".join(f"{e.target.name} {e.verdict}" for e in forbidden)
+        return Published(repository=None, exit_code=3, summary=f"nothing was published: the verdict on {why}")
+    if not found.engines:
+        raise PublishError(
+            "None of these builds holds an engine that Triton serves.",
+            where=", ".join(map(str, directories)),
+            fix="Build a target on its GPU (`python -m pipeline build --target a100`), or the target cpu.",
+        )
+    lines = []
+    for model, config in _models(found, chosen, split=split):
+        folder = write_repository(out, model=model, config=config)
+        served = ", ".join(f"{c}: {file.parent.name}" for c, file in sorted(model.engines.items())) or "cpu"
+        lines.append(f"{folder.name} ({model.backend}; {served})")
+    for problem in check_repository(out):
+        if problem.severity == "error":
+            raise PublishError(problem.message, where=problem.where, fix=problem.fix)
+        notice(problem.rule, problem.message, where=problem.where)
+    summary = "\n".join([f"published to {out}:", *(f"  {line}" for line in lines)])
+    return Published(repository=out, exit_code=0, summary=summary)
+
+
+def _models(found: Gathered, chosen: Sequence[str], *, split: bool) -> Iterator[tuple[ServedModel, TritonConfig]]:
+    recipe = found.recipe
+    name = recipe.triton.name or recipe.name
+    plans = [e for e in found.engines if e.target.runtime == "tensorrt"]
+    others = [e for e in found.engines if e.target.runtime == "onnxruntime"]
+    _one_version(plans)
+    if split:
+        parts = [(f"{name}-{e.target.name}", {e.capability: e}) for e in plans]
+    else:
+        # One model has one graph: engines of another variant (FP8 beside INT8) have the same inputs and outputs.
+        parts = [(name, by_capability(plans, chosen=chosen))] if plans else []
+    for title, engines in parts:
+        yield _tensorrt_model(title, engines), _batching(recipe.triton, list(engines.values()))
+    for engine in others:
+        title = f"{name}-{engine.target.name}" if plans or split else name
+        yield onnx_model(engine.file, name=title, threads=recipe.threads), recipe.triton
+
+
+def _one_version(plans: Sequence[BuiltEngine]) -> None:
+    versions = {e.target.name: str(e.manifest.get("version")) for e in plans}
+    if len(set(versions.values())) > 1:
+        listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+        raise PublishError(
+            f"The engines were built by different versions of TensorRT, and a server has one: {listed}.",
+            where="manifest.json: version",
+            fix="Build them with the TensorRT of the Triton release that will serve them.",
+        )
+
+
+def _tensorrt_model(name: str, engines: dict[str, BuiltEngine]) -> ServedModel:
+    first = next(iter(engines.values()))
+    described = onnx_model(first.onnx, name=name, sample=usual_shapes(first))
+    return replace(described, backend="tensorrt", engines={c: e.file for c, e in engines.items()})
+
+
+def _batching(config: TritonConfig, engines: Sequence[BuiltEngine]) -> TritonConfig:
+    for engine in engines:
+        largest = largest_batch(engine)
+        if largest is not None and config.max_batch_size > largest:
+            raise PublishError(
+                f"triton.max_batch_size is {config.max_batch_size}, but the engine for {engine.target.title} takes batches "
+                f"of at most {largest}.",
+                where="triton.max_batch_size",
+                fix="Lower it, or build the engine with a larger profile.",
+            )
+    return config
