@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.notices import notice
+from pipeline.policy.overrides import read_overrides
 from pipeline.recipe import Recipe
 from pipeline.report.contract import Report
 from pipeline.report.measured import VerdictStatus
@@ -19,7 +21,7 @@ from pipeline.stages.publishing import publish
 from pipeline.stages.quantization import plan, quantize
 from pipeline.stages.reporting import Outcome, write_reports
 from pipeline.stages.rounding import rounding
-from pipeline.stages.run import BuildOptions, Run, stored_recipe
+from pipeline.stages.run import OVERRIDES, BuildOptions, Run, stored_recipe
 from pipeline.stages.smoothing import smooth
 from pipeline.stages.source import export, prepare
 from pipeline.stages.validation import judge, validate
@@ -63,7 +65,19 @@ def build(
     Raises:
         PipelineError: Something the user can act on; what was finished before stays.
     """
-    run = Run(recipe, directory, options or BuildOptions(), progress)
+    options = options or BuildOptions()
+    before = read_overrides(directory / OVERRIDES)
+    result = _once(recipe, directory, options, progress)
+    while options.retry and (known := read_overrides(directory / OVERRIDES)) != before:
+        before = known
+        notice("retry", f"Planning again with {sum(map(len, known.values()))} refused nodes in high precision.")
+        # What is done stays done: only a first run is forced.
+        result = _once(recipe, directory, replace(options, force=False, from_stage=None), progress)
+    return result
+
+
+def _once(recipe: Recipe, directory: Path, options: BuildOptions, progress: Progress) -> BuildResult:
+    run = Run(recipe, directory, options, progress)
     report = None
     with run.running():
         made = to_variants(run)

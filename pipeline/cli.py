@@ -119,6 +119,7 @@ def build(ctx: typer.Context, flags: BuildFlags) -> None:
         ctx,
         flags,
         dry_run=flags.dry_run,
+        retry=flags.retry,
         require_verdict=flags.require_verdict,
         require_built=flags.require_built,
     )

@@ -135,6 +135,14 @@ class BuildFlags(Flags):
         bool,
         typer.Option("--require-verdict", help="Fail (3) unless a gate was measured and passed.", rich_help_panel=_RUN),
     ] = False
+    retry: Annotated[
+        bool,
+        typer.Option(
+            "--retry",
+            help="Where a builder refuses a node, plan it in high precision and go on.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
     require_built: Annotated[
         bool, typer.Option("--require-built", help="Fail (4) unless every engine was built.", rich_help_panel=_RUN)
     ] = False

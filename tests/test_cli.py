@@ -34,6 +34,7 @@ class BuildOptions:
     dry_run: bool = False
     require_verdict: bool = False
     require_built: bool = False
+    retry: bool = False
     shard: tuple[int, int] | None = None
     merge: tuple[Path, ...] = ()
 
@@ -172,9 +173,9 @@ def test_commands_stop_at_their_stage(fake, command, until):
 
 
 def test_build_options(fake):
-    ok("build", "model.onnx", "--dry-run", "--require-verdict", "--require-built", "--from", "quantize/cpu")
+    ok("build", "model.onnx", "--dry-run", "--retry", "--require-verdict", "--require-built", "--from", "quantize/cpu")
     assert fake.options == BuildOptions(
-        dry_run=True, require_verdict=True, require_built=True, from_stage="quantize/cpu"
+        dry_run=True, retry=True, require_verdict=True, require_built=True, from_stage="quantize/cpu"
     )
 
 

@@ -17,6 +17,7 @@ WARNING = 2
 _NODE = (
     # Ours, from the parser's own fields.
     re.compile(r"\bnode (?P<name>[^;]+?) \([\w.]*\):"),
+    re.compile(r"[Cc]annot compile operation '(?P<name>[^']+)'"),
     # The builder's: what its layers came from, and the layer that it could not make.
     re.compile(r"\[ONNX Layer: (?P<name>[^\]]+)\]"),
     re.compile(

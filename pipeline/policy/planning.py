@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -12,6 +12,7 @@ from engines.target import Target
 from pipeline.errors import PolicyError
 from pipeline.graph.operands import WEIGHTED, has_dynamic_form
 from pipeline.policy.half_range import FLOAT16_MAX, SENTINEL, half_guards
+from pipeline.policy.overrides import override_rules
 from pipeline.policy.plan import Format, NodePlan, PrecisionPlan
 from pipeline.policy.rules import Candidate, Rule, candidates, cost_rules, guard_rules, preset_rules, user_rule
 from pipeline.policy.skip import skip_rules
@@ -44,6 +45,24 @@ _QKV = (Role.ATTENTION_QUERY, Role.ATTENTION_KEY, Role.ATTENTION_VALUE)
 _PASSES = ("Relu", "Clip", "MaxPool", "Identity", "LeakyRelu")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What was measured before planning.
+
+    Attributes:
+        costs: Node name to ``{"fp32_ms": …, "int8_ms": …}`` as measured on a CPU; on ``cpu``, a node that INT8 makes
+            slower stays high.
+        extents: Tensor name to the largest finite |x| seen; nodes beyond the FP16 range compute in FP32.
+        outliers: Tensor name to how far its outliers stand out, for ``policy.outlier_threshold``.
+        overrides: Node name to why a builder refused it; it computes in what the rest does.
+    """
+
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    extents: Mapping[str, float] = field(default_factory=dict)
+    outliers: Mapping[str, float] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+
 def family(target: Target, policy: PolicyConfig) -> str:
     """Return the name of the variant that serves ``target``: variants are shared by targets that want the same graph.
 
@@ -73,10 +92,7 @@ def plan(
     roles: dict[str, NodeRole],
     policy: PolicyConfig,
     family: str,
-    *,
-    costs: Mapping[str, Mapping[str, float]] | None = None,
-    extents: Mapping[str, float] | None = None,
-    outliers: Mapping[str, float] | None = None,
+    seen: Evidence = Evidence(),
 ) -> PrecisionPlan:
     """Return the precision of every node and the rule that decided it.
 
@@ -85,10 +101,7 @@ def plan(
         roles: Its nodes' roles.
         policy: Preset and rules.
         family: The variant, from :func:`family`.
-        costs: Node name to ``{"fp32_ms": …, "int8_ms": …}`` as measured on a CPU; on ``cpu``, a node that INT8 makes
-            slower stays high.
-        extents: Tensor name to the largest finite |x| seen; nodes beyond the FP16 range compute in FP32.
-        outliers: Tensor name to how far its outliers stand out, for ``policy.outlier_threshold``.
+        seen: What earlier runs measured.
     """
     elsewhere = _elsewhere(policy, family)
     high = Precision.FP32 if policy.preset is Preset.FP32 else elsewhere
@@ -96,12 +109,13 @@ def plan(
     found = candidates(model, roles)
     rules = [*preset_rules(policy.preset, high), *guard_rules(family, high)]
     rules += half_guards(found) if elsewhere is Precision.FP16 else []
-    rules += cost_rules(costs or {}, high) if family == "cpu" else []
+    rules += cost_rules(seen.costs, high) if family == "cpu" else []
     rules += [user_rule(config, family) for config in policy.rules]
-    rules += skip_rules(policy, high, outliers or {})
+    rules += skip_rules(policy, high, seen.outliers)
+    rules += override_rules(seen.overrides, elsewhere)
     nodes = {c.name: _decide(c, rules, high, dynamic=dynamic) for c in found}
     if elsewhere is Precision.FP16:
-        _keep_fp32_beyond_fp16(found, nodes, extents or {})
+        _keep_fp32_beyond_fp16(found, nodes, seen.extents)
     _require_residuals_between_convolutions(found, nodes, high)
     _share_qkv(found, nodes)
     formats = {}

@@ -13,13 +13,15 @@ from engines.target import Target
 from engines.tensorrt.build import build_engine, profiles_for
 from engines.tensorrt.flavour import Flavour, installed
 from engines.tensorrt.options import BuilderOptions
+from engines.tensorrt.refusal import refused_node
 from pipeline import model as models
-from pipeline.errors import EngineError, MissingError, RecipeError
+from pipeline.errors import EngineError, MissingError, PipelineError, RecipeError
 from pipeline.notices import notice
+from pipeline.policy.overrides import add_override
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.quantize import quantize
 from pipeline.stages.engine import Check, Engine
-from pipeline.stages.run import Run
+from pipeline.stages.run import OVERRIDES, Run
 from pipeline.stages.variants import Variants
 from pipeline.types import Precision, TensorInfo
 
@@ -42,6 +44,7 @@ def build_or_check(run: Run, made: Variants, family: str, device: Target) -> Eng
         return checked
     except (EngineError, RecipeError) as error:
         notice("does-not-build", error.what, where=f"target {device.name}")
+        _remember(run, made, family, error)
         return replace(checked, status="failed", reason=error.what)
     return replace(checked, status="built", reason=None, file=file, seconds=seconds)
 
@@ -80,6 +83,7 @@ def _check(run: Run, made: Variants, family: str, device: Target) -> Engine:
         found, seconds = _compiled(run, made, family, device.name, capability)
     except EngineError as error:
         notice("does-not-compile", error.what, where=f"target {device.name}")
+        _remember(run, made, family, error)
         return Engine(target=device, family=family, status="failed", reason=error.what, path=variant)
     _say_if_nothing_gained(found, device)
     proxy = "" if own else f", a proxy for {device.sm}"
@@ -92,6 +96,23 @@ def _check(run: Run, made: Variants, family: str, device: Target) -> Engine:
         seconds=seconds,
         check=replace(found, proxy_for=None if own else device.sm),
     )
+
+
+def _remember(run: Run, made: Variants, family: str, error: PipelineError) -> None:
+    """Say which node a builder refused and which rule gave it its precision, and keep it for the next planning."""
+    named = refused_node(error) if isinstance(error, EngineError) else None
+    plan = made.plans[family]
+    entry = next((n for n in plan if named is not None and named in (n.node, f"{n.node}_QuantizeLinear")), None)
+    if entry is None or entry.precision is plan.elsewhere:
+        return
+    why = " ".join(error.what.split())[:200]
+    if add_override(run.directory / OVERRIDES, family, entry.node, why):
+        notice(
+            "node-refused",
+            f"The node {entry.node} ({entry.role}) is in {entry.precision} by the rule {entry.rule!r}. "
+            f"The next run plans it in {plan.elsewhere} (--retry does so at once); delete {OVERRIDES} to forget that.",
+            where=f"variants/{family}",
+        )
 
 
 def _compiled(run: Run, made: Variants, family: str, name: str, capability: tuple[int, int]) -> tuple[Check, float]:

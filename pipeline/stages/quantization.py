@@ -11,7 +11,9 @@ from pipeline.graph.prepare import Prepared
 from pipeline.graph.roles import find_roles
 from pipeline.notices import notice
 from pipeline.policy.extents import extents
+from pipeline.policy.overrides import read_overrides
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.policy.planning import Evidence
 from pipeline.policy.planning import plan as make_plan
 from pipeline.policy.remarks import remark
 from pipeline.policy.rules import candidates
@@ -20,7 +22,7 @@ from pipeline.policy.skip import outlier_ratios
 from pipeline.quantize.costs import read_costs
 from pipeline.quantize.quantize import quantize as write_variant
 from pipeline.quantize.ranges import SiteRange
-from pipeline.stages.run import DRY_RUN, STATISTICS, Run, step
+from pipeline.stages.run import DRY_RUN, OVERRIDES, STATISTICS, Run, step
 from pipeline.stages.smoothing import FloatGraph
 
 
@@ -28,6 +30,7 @@ from pipeline.stages.smoothing import FloatGraph
 def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[str, PrecisionPlan]:
     """The precision of every node, for every family of targets."""
     plans = {}
+    overrides = read_overrides(run.directory / OVERRIDES)
     judged = run.recipe.policy.outlier_threshold is not None
     # A dry run leaves a finished build as it is.
     folder, stage = (DRY_RUN, "dry-run") if run.options.dry_run else ("variants", "plan")
@@ -45,9 +48,10 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
         ) -> dict[str, Any]:
             model = models.load(canonical.path)
             roles, policy, costs = find_roles(model), run.recipe.policy, read_costs(costs_file)
-            largest = extents(statistics) if half and statistics is not None else None
-            spread = outlier_ratios(statistics) if judged and statistics is not None else None
-            made = make_plan(model, roles, policy, name, costs=costs, extents=largest, outliers=spread)
+            largest = extents(statistics) if half and statistics is not None else {}
+            spread = outlier_ratios(statistics) if judged and statistics is not None else {}
+            seen = Evidence(costs=costs, extents=largest, outliers=spread, overrides=overrides.get(name, {}))
+            made = make_plan(model, roles, policy, name, seen)
             remark(made, candidates(model, roles), policy, costs)
             (work / out).write_text(made.to_json(), encoding="utf-8")
             return {
@@ -61,6 +65,7 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
             "policy": run.recipe.policy.model_dump(mode="json"),
             "family": name,
             "costs": costs_file,
+            "overrides": overrides.get(name, {}),
             "statistics": run.directory / STATISTICS if (half or judged) and statistics is not None else None,
         }
         result = run.stage(f"{stage}/{name}", inputs, [out], produce)

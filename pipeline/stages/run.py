@@ -26,6 +26,7 @@ from pipeline.validation.thresholds import parse_gates
 
 CANONICAL = "model.fp32.onnx"
 STATISTICS = "calibration/statistics.safetensors"
+OVERRIDES = "overrides.json"
 MASK = "attention_mask"
 
 RECIPE = ".stages/recipe.json"
@@ -58,6 +59,7 @@ class BuildOptions:
         dry_run: Stop after planning and calibrate nothing.
         require_verdict: A verdict that is not ``passed`` publishes nothing and is an error.
         require_built: A target without a built engine is an error.
+        retry: Where a builder refuses a node, plan again without it and go on.
         shard: ``(i, n)``: calibrate on every n-th batch only, from the i-th, and stop.
         merge: Build directories (or files) with all shards; their sum is this build's calibration.
     """
@@ -68,6 +70,7 @@ class BuildOptions:
     dry_run: bool = False
     require_verdict: bool = False
     require_built: bool = False
+    retry: bool = False
     shard: tuple[int, int] | None = None
     merge: tuple[Path, ...] = ()
 

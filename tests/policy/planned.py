@@ -12,7 +12,7 @@ from pipeline import model as models
 from pipeline.graph.prepare import prepare
 from pipeline.graph.roles import find_roles
 from pipeline.policy.plan import NodePlan, PrecisionPlan
-from pipeline.policy.planning import plan
+from pipeline.policy.planning import Evidence, plan
 from pipeline.recipe import PolicyConfig
 from pipeline.types import NodeRole, Role
 from tests import zoo
@@ -27,7 +27,7 @@ def canonical(name: str) -> tuple[ir.Model, dict[str, NodeRole]]:
 
 def plan_zoo(name: str, family: str, policy: PolicyConfig | None = None, **more: object) -> PrecisionPlan:
     model, roles = canonical(name)
-    return plan(model, roles, policy or PolicyConfig(), family, **more)  # type: ignore[arg-type]
+    return plan(model, roles, policy or PolicyConfig(), family, Evidence(**more))  # type: ignore[arg-type]
 
 
 def graph(nodes, inputs, weights, outputs=("y",), types=None) -> ir.Model:  # type: ignore[no-untyped-def]

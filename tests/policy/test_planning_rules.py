@@ -13,7 +13,7 @@ from pipeline.errors import PolicyError
 from pipeline.notices import collecting
 from pipeline.policy.extents import extents
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.policy.planning import family, plan
+from pipeline.policy.planning import Evidence, family, plan
 from pipeline.policy.remarks import remark
 from pipeline.policy.rules import candidates
 from pipeline.policy.sizes import expected_bytes
@@ -45,7 +45,7 @@ def chain() -> tuple[ir.Model, dict[str, NodeRole]]:
 
 def planned(*rules: RuleConfig, to: str = "cpu", preset: Preset = Preset.INT8, **more: object) -> PrecisionPlan:
     model, roles = chain()
-    return plan(model, roles, PolicyConfig(preset=preset, rules=rules), to, **more)  # type: ignore[arg-type]
+    return plan(model, roles, PolicyConfig(preset=preset, rules=rules), to, Evidence(**more))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def said(*rules: RuleConfig, costs: dict[str, dict[str, float]] | None = None) -
     model, roles = chain()
     policy = PolicyConfig(rules=rules)
     with collecting() as notices:
-        remark(plan(model, roles, policy, "cpu", costs=costs), candidates(model, roles), policy, costs)
+        remark(plan(model, roles, policy, "cpu", Evidence(costs=costs or {})), candidates(model, roles), policy, costs)
     return [(n.code, f"{n.message} [{n.where}]") for n in notices]
 
 

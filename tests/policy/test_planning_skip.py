@@ -8,7 +8,7 @@ import pytest
 from calibrators.sketch import Sketch
 from pipeline.errors import RecipeError
 from pipeline.notices import collecting
-from pipeline.policy.planning import plan
+from pipeline.policy.planning import Evidence, plan
 from pipeline.policy.remarks import remark
 from pipeline.policy.rules import candidates
 from pipeline.policy.skip import named, outlier_ratios
@@ -62,11 +62,11 @@ def test_a_node_that_reads_outliers_stays_high() -> None:
     model, roles = chain()
     up, down = (next(n for n in model.graph if n.name == name) for name in ("/layer.0/up", "/layer.1/down"))
     outliers = {up.inputs[0].name: 90.0, down.inputs[0].name: 3.0}
-    made = plan(model, roles, PolicyConfig(outlier_threshold=50), "cpu", outliers=outliers)
+    made = plan(model, roles, PolicyConfig(outlier_threshold=50), "cpu", Evidence(outliers=outliers))
     assert entry(made, "/layer.0/up").precision is Precision.FP32
     assert entry(made, "/layer.0/up").rule.startswith("outliers: ")
     assert entry(made, "/layer.1/down").precision is Precision.INT8
-    unlimited = plan(model, roles, PolicyConfig(), "cpu", outliers=outliers)
+    unlimited = plan(model, roles, PolicyConfig(), "cpu", Evidence(outliers=outliers))
     assert entry(unlimited, "/layer.0/up").precision is Precision.INT8
 
 
