@@ -19,6 +19,8 @@ _RATE = {
     "BF16": Precision.FP16,
     "Int8": Precision.INT8,
     "FP8": Precision.FP8,
+    # INT4 weights are widened in the kernel: the product is FP16.
+    "Int4": Precision.FP16,
 }
 
 

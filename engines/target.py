@@ -16,8 +16,10 @@ NEEDS: dict[Precision, tuple[int, int]] = {
     Precision.FP16: (5, 3),
     Precision.INT8: (6, 1),
     Precision.FP8: (8, 9),
+    Precision.INT4: (8, 0),
 }
-"""Smallest compute capability that has a precision in its matrix units (TensorRT support matrix, hardware section)."""
+"""Smallest compute capability that has a precision (TensorRT support matrix, hardware section; INT4 weights: as TensorRT for
+RTX compiles them). INT4 is a storage type: the products are FP16's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ class Target:
         capability = self.compute_capability
         if capability is None:
             # ONNX Runtime's CPU provider: no FP8 kernels, and FP16 only by casting to FP32 and back.
-            return frozenset({Precision.FP32, Precision.INT8})
+            return frozenset({Precision.FP32, Precision.INT8, Precision.INT4})
         return frozenset({Precision.FP32, *(p for p, least in NEEDS.items() if capability >= least)})
 
     @property
@@ -140,6 +142,7 @@ def check_precision(device: Target, precision: Precision) -> None:
     order = {
         Precision.FP8: (Precision.INT8, Precision.FP16, Precision.FP32),
         Precision.INT8: (Precision.FP16, Precision.FP32),
+        Precision.INT4: (Precision.INT8, Precision.FP16, Precision.FP32),
         Precision.FP16: (Precision.FP32,),
     }[precision]
     nearest = next(p for p in order if p in device.precisions)

@@ -59,7 +59,8 @@ class Flags:
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Build directory; build/NAME if not given.")
     ] = None
     precision: Annotated[
-        str | None, typer.Option(metavar="PRESET", help="Preset: fp32, fp16, int8 (W8A8), int8-all, fp8.")
+        str | None,
+        typer.Option(metavar="PRESET", help="Preset: fp32, fp16, int8 (W8A8), int8-all, fp8, fp8-int8, int4 (W4A16)."),
     ] = None
     target: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="cpu or a GPU such as a100; may be repeated.")

@@ -28,12 +28,15 @@ ALIASES = {
     "fp8-fp16": "fp8",
     "fp8_e4m3": "fp8",
     "float32": "fp32",
+    "w4a16": "int4",
+    "int4-fp16": "int4",
+    "int8-fp8": "fp8-int8",
     "none": "fp32",
     "full": "int8-all",
 }
 """Names that people use for a preset or precision, and the name used here."""
 
-NOT_YET = {"w4a16", "w8a16", "int4", "nf4", "fp4", "w4a8", "mxfp8", "bf16", "bfloat16", "nvfp4", "awq", "gptq"}
+NOT_YET = {"w8a16", "nf4", "fp4", "w4a8", "mxfp8", "bf16", "bfloat16", "nvfp4", "awq", "gptq"}
 """Schemes that people ask for and this version does not make; named so that the answer is clear."""
 
 
@@ -48,6 +51,10 @@ class Preset(StrEnum):
     """The same, and the attention matmuls too."""
     FP8 = "fp8"
     """As ``int8``, but in FP8 (E4M3) and without convolutions; needs SM89 (L4, L40S, H100) or newer."""
+    FP8_INT8 = "fp8-int8"
+    """FP8 for GEMMs that read what a nonlinearity or attention made, INT8 for the others and convolutions; needs SM89."""
+    INT4 = "int4"
+    """Weights of projections, FFN and other linear layers in INT4, in blocks; everything computes in high precision."""
 
 
 class Method(StrEnum):
@@ -167,7 +174,7 @@ class RuleConfig(Section):
     name: str | None = None
     """A glob over node names, such as ``*/layer.5/*``."""
     precision: Annotated[Precision, BeforeValidator(_alias)]
-    """fp32, fp16, int8 or fp8."""
+    """fp32, fp16, int8, fp8 or int4 (weights only)."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -197,6 +204,8 @@ class PolicyConfig(Section):
         BeforeValidator(_switch),
     ] = "off"
     """SmoothQuant for static activations. ``auto`` searches for every GEMM how much of its input's outliers to move into its weights, a number from 0 to 1 is that share (alpha) everywhere, ``off`` moves none."""
+    block_size: Literal[32, 64, 128] = 128
+    """How many INT4 weights along the summed axis share one scale; TensorRT takes 64 and 128."""
     rounding: Literal["rtn", "gptq"] = "rtn"
     """How weights of MatMul and Gemm are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again."""
     activations: Literal["static", "dynamic"] = "static"

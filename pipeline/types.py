@@ -22,11 +22,13 @@ class Precision(StrEnum):
     FP16 = "fp16"
     INT8 = "int8"
     FP8 = "fp8"
+    INT4 = "int4"
+    """Weights only, in blocks; what they multiply stays in the precision of the rest."""
 
     @property
     def quantized(self) -> bool:
         """Whether a node of this precision reads Q/DQ pairs."""
-        return self in (Precision.INT8, Precision.FP8)
+        return self in (Precision.INT8, Precision.FP8, Precision.INT4)
 
 
 class QuantDType(StrEnum):
@@ -35,16 +37,19 @@ class QuantDType(StrEnum):
     INT8 = "int8"
     UINT8 = "uint8"
     FP8_E4M3 = "fp8_e4m3"
+    INT4 = "int4"
 
     @property
     def qmin(self) -> float:
         """Smallest representable quantized value."""
-        return {QuantDType.INT8: -128.0, QuantDType.UINT8: 0.0, QuantDType.FP8_E4M3: -448.0}[self]
+        return {QuantDType.INT8: -128.0, QuantDType.UINT8: 0.0, QuantDType.FP8_E4M3: -448.0, QuantDType.INT4: -8.0}[
+            self
+        ]
 
     @property
     def qmax(self) -> float:
         """Largest representable quantized value."""
-        return {QuantDType.INT8: 127.0, QuantDType.UINT8: 255.0, QuantDType.FP8_E4M3: 448.0}[self]
+        return {QuantDType.INT8: 127.0, QuantDType.UINT8: 255.0, QuantDType.FP8_E4M3: 448.0, QuantDType.INT4: 7.0}[self]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +60,13 @@ class QuantSpec:
         dtype: Stored type.
         symmetric: Zero point 0 and a range mirrored about zero.
         axis: Per-channel axis; ``None`` is per tensor.
+        block: Elements along the summed axis that share a scale (weights only); ``None`` is all of them.
     """
 
     dtype: QuantDType
     symmetric: bool = True
     axis: int | None = None
+    block: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,14 +34,14 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """How a quantized node's operands are stored: activations per tensor, weights per output channel.
+    """How a quantized node's operands are stored: activations per tensor, weights per output channel or in blocks.
 
-    ``second`` is for the second operand of a matmul of two activations, where the target wants another type.
+    ``activations`` is ``None`` where only weights are quantized. ``second`` is for the second operand of a matmul of two activations, where the target wants another type.
     """
 
-    activations: QuantSpec
+    activations: QuantSpec | None
     weights: QuantSpec
-    second: QuantSpec
+    second: QuantSpec | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class PrecisionPlan:
         nodes = tuple(
             NodePlan(**{**n, "role": Role(n["role"]), "precision": Precision(n["precision"])}) for n in raw["nodes"]
         )
-        formats = {Precision(p): Format(**{k: _spec(v) for k, v in f.items()}) for p, f in raw["formats"].items()}
+        formats = {Precision(p): _format(f) for p, f in raw["formats"].items()}
         return cls(
             family=raw["family"],
             elsewhere=Precision(raw["elsewhere"]),
@@ -98,5 +98,14 @@ class PrecisionPlan:
         )
 
 
+def _format(raw: dict[str, Any]) -> Format:
+    found = {key: None if value is None else _spec(value) for key, value in raw.items()}
+    weights = found["weights"]
+    assert weights is not None
+    return Format(activations=found["activations"], weights=weights, second=found["second"])
+
+
 def _spec(raw: dict[str, Any]) -> QuantSpec:
-    return QuantSpec(dtype=QuantDType(raw["dtype"]), symmetric=raw["symmetric"], axis=raw["axis"])
+    return QuantSpec(
+        dtype=QuantDType(raw["dtype"]), symmetric=raw["symmetric"], axis=raw["axis"], block=raw.get("block")
+    )

@@ -14,7 +14,7 @@ from pipeline.graph.operands import WEIGHTED, has_dynamic_form
 from pipeline.policy.half_range import FLOAT16_MAX, SENTINEL, half_guards
 from pipeline.policy.overrides import override_rules
 from pipeline.policy.plan import Format, NodePlan, PrecisionPlan
-from pipeline.policy.rules import Candidate, Rule, candidates, cost_rules, guard_rules, preset_rules, user_rule
+from pipeline.policy.rules import LOW, Candidate, Rule, candidates, cost_rules, guard_rules, preset_rules, user_rule
 from pipeline.policy.skip import skip_rules
 from pipeline.recipe import PolicyConfig, Preset
 from pipeline.types import NodeRole, Precision, QuantDType, QuantSpec, Role
@@ -36,6 +36,13 @@ GPU_FP8 = Format(
     activations=QuantSpec(dtype=QuantDType.FP8_E4M3),
     weights=QuantSpec(dtype=QuantDType.FP8_E4M3),
     second=QuantSpec(dtype=QuantDType.FP8_E4M3),
+)
+
+INT4_BLOCKS = Format(
+    # The product is that of the rest: only what is stored, and read from memory, is INT4.
+    activations=None,
+    weights=QuantSpec(dtype=QuantDType.INT4, block=128),
+    second=None,
 )
 
 SHARED = "shared with"
@@ -69,9 +76,9 @@ def family(target: Target, policy: PolicyConfig) -> str:
     Raises:
         PolicyError: The target has nothing to offer for the preset.
     """
-    asked = {r.precision for r in policy.rules}
-    int8 = policy.preset in (Preset.INT8, Preset.INT8_ALL) or Precision.INT8 in asked
-    fp8 = policy.preset is Preset.FP8 or Precision.FP8 in asked
+    asked = {r.precision for r in policy.rules} | {p for p in (LOW.get(policy.preset),) if p is not None}
+    int8, int4 = Precision.INT8 in asked, Precision.INT4 in asked
+    fp8 = policy.preset is Preset.FP8_INT8 or Precision.FP8 in asked
     if target.compute_capability is None:
         if policy.preset is Preset.FP16:
             raise PolicyError(
@@ -79,11 +86,13 @@ def family(target: Target, policy: PolicyConfig) -> str:
                 where=f"target {target.name}, preset fp16",
                 fix="Use --precision int8 or fp32 for cpu, or a GPU target for fp16.",
             )
-        return "cpu" if int8 else "fp32"
+        return "cpu" if int8 or int4 else "fp32"
     if fp8:
         return "gpu-fp8"
     if int8:
         return "gpu-int8"
+    if int4:
+        return "gpu-int4"
     return "gpu-fp16" if policy.preset is Preset.FP16 or Precision.FP16 in asked else "fp32"
 
 
@@ -113,7 +122,7 @@ def plan(
     rules += [user_rule(config, family) for config in policy.rules]
     rules += skip_rules(policy, high, seen.outliers)
     rules += override_rules(seen.overrides, elsewhere)
-    nodes = {c.name: _decide(c, rules, high, dynamic=dynamic) for c in found}
+    nodes = {c.name: _decide(c, rules, high, policy.block_size, dynamic=dynamic) for c in found}
     if elsewhere is Precision.FP16:
         _keep_fp32_beyond_fp16(found, nodes, seen.extents)
     _require_residuals_between_convolutions(found, nodes, high)
@@ -124,6 +133,9 @@ def plan(
         formats[Precision.INT8] = CPU_INT8 if family == "cpu" else GPU_INT8
     if Precision.FP8 in used:
         formats[Precision.FP8] = GPU_FP8
+    if Precision.INT4 in used:
+        weights = replace(INT4_BLOCKS.weights, block=policy.block_size)
+        formats[Precision.INT4] = replace(INT4_BLOCKS, weights=weights)
     return PrecisionPlan(
         family=family, elsewhere=elsewhere, dynamic=dynamic, formats=formats, nodes=tuple(nodes.values())
     )
@@ -134,10 +146,10 @@ def _elsewhere(policy: PolicyConfig, family: str) -> Precision:
     return Precision.FP16 if half and family.startswith("gpu") else Precision.FP32
 
 
-def _decide(candidate: Candidate, rules: list[Rule], high: Precision, *, dynamic: bool) -> NodePlan:
+def _decide(candidate: Candidate, rules: list[Rule], high: Precision, block: int, *, dynamic: bool) -> NodePlan:
     rule = next(r for r in reversed(rules) if r.matches(candidate))
     precision, text = rule.precision, rule.text
-    if precision.quantized and (why := _why_not(candidate, dynamic=dynamic)):
+    if precision.quantized and (why := _why_not(candidate, precision, block, dynamic=dynamic)):
         precision, text = high, f"not quantizable ({why}), asked by {rule.text}"
     return NodePlan(
         node=candidate.name,
@@ -149,10 +161,12 @@ def _decide(candidate: Candidate, rules: list[Rule], high: Precision, *, dynamic
     )
 
 
-def _why_not(candidate: Candidate, *, dynamic: bool) -> str:
+def _why_not(candidate: Candidate, precision: Precision, block: int, *, dynamic: bool) -> str:
     """Return why a node cannot be quantized, ``""`` if it can."""
     kind = candidate.node.op_type
     if candidate.operands is not None:
+        if precision is Precision.INT4:
+            return _why_not_int4(candidate, block)
         if dynamic and not has_dynamic_form(candidate.node, candidate.operands):
             return f"{kind} has no form with dynamic activations"
         return ""
@@ -161,6 +175,15 @@ def _why_not(candidate: Candidate, *, dynamic: bool) -> str:
     if kind == "Gather":
         return "its table is no constant matrix that is read by rows"
     return f"{kind} has no quantized form"
+
+
+def _why_not_int4(candidate: Candidate, block: int) -> str:
+    """Return why a node's weight cannot be stored in INT4 blocks along the axis that is summed."""
+    what, kind = candidate.operands, candidate.node.op_type
+    if what is None or what.weight is None or kind not in ("MatMul", "Gemm") or what.channel_axis is None:
+        return f"{kind} has no weight that is stored in INT4 blocks"
+    summed = candidate.weight_shape[1 - what.channel_axis]
+    return "" if summed % block == 0 else f"it sums {summed} values, which is no multiple of the block of {block}"
 
 
 def _require_residuals_between_convolutions(
@@ -205,7 +228,7 @@ def _share_qkv(found: tuple[Candidate, ...], nodes: dict[str, NodePlan]) -> None
     for candidate in found:
         if candidate.role.role in _QKV and candidate.operands is not None and candidate.node.inputs[0] is not None:
             groups[candidate.node.inputs[0]].append(candidate)
-    order = [Precision.FP32, Precision.FP16, Precision.FP8, Precision.INT8]
+    order = [Precision.FP32, Precision.FP16, Precision.INT4, Precision.FP8, Precision.INT8]
     for group in groups.values():
         entries = [nodes[c.name] for c in group]
         highest = min(entries, key=lambda e: order.index(e.precision))

@@ -21,6 +21,17 @@ PROJECTIONS = (
 )
 FFN = (Role.FFN_UP, Role.FFN_GATE, Role.FFN_DOWN)
 CONVOLUTIONS = (Role.CONV_STEM, Role.CONV, Role.DEPTHWISE_CONV)
+SKEWED = (Role.ATTENTION_OUTPUT, Role.FFN_DOWN)
+"""GEMMs whose inputs have long tails, because a nonlinearity or attention made them. FP8's steps grow with the value, INT8's do
+not; behind a norm values are even, and INT8 has more steps for them."""
+LOW = {
+    Preset.INT8: Precision.INT8,
+    Preset.INT8_ALL: Precision.INT8,
+    Preset.FP8: Precision.FP8,
+    Preset.FP8_INT8: Precision.INT8,
+    Preset.INT4: Precision.INT4,
+}
+"""What a preset's projections, FFN and other linear layers compute in, where it quantizes them."""
 ATTENTION_MATMULS = (Role.ATTENTION_SCORES, Role.ATTENTION_CONTEXT)
 
 # NVIDIA's explicit-quantization guidance: below these sizes the INT8 kernel costs more than it saves.
@@ -75,14 +86,16 @@ def by_role(text: str, precision: Precision, *roles: Role) -> Rule:
 def preset_rules(preset: Preset, high: Precision) -> list[Rule]:
     """Return the rules of a preset: first everything ``high``, then what the preset quantizes."""
     rules = [Rule(text=f"preset {preset}: the rest", precision=high, matches=lambda _: True)]
-    if preset in (Preset.INT8, Preset.INT8_ALL, Preset.FP8):
-        low = Precision.FP8 if preset is Preset.FP8 else Precision.INT8
+    low = LOW.get(preset)
+    if low is not None:
         rules += [
             by_role(f"preset {preset}: attention projections", low, *PROJECTIONS),
             by_role(f"preset {preset}: FFN", low, *FFN),
             by_role(f"preset {preset}: linear layers", low, Role.LINEAR),
         ]
-    if preset in (Preset.INT8, Preset.INT8_ALL):
+    if preset is Preset.FP8_INT8:
+        rules.append(by_role(f"preset {preset}: reads a nonlinearity or attention", Precision.FP8, *SKEWED))
+    if preset in (Preset.INT8, Preset.INT8_ALL, Preset.FP8_INT8):
         rules += [
             by_role(f"preset {preset}: convolutions", Precision.INT8, *CONVOLUTIONS),
             by_role(f"preset {preset}: residual add of convolutions", Precision.INT8, Role.RESIDUAL_ADD),

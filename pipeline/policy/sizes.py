@@ -8,24 +8,25 @@ import onnx_ir as ir
 
 from pipeline.graph.operands import operands
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.types import Precision
+from pipeline.types import Precision, QuantSpec
 
 
 def expected_bytes(model: ir.Model, plan: PrecisionPlan) -> int:
     """Return the bytes of all weights as ``plan`` stores them; graph structure (some 100 kB) is not counted."""
-    quantized = {n.node for n in plan.quantized()}
-    narrow: set[str] = set()
+    quantized = {n.node: plan.formats[n.precision].weights for n in plan.quantized()}
+    narrow: dict[str, QuantSpec] = {}
     for node in model.graph:
         found = operands(node)
         if node.name in quantized and found is not None and found.weight is not None:
             value = node.inputs[found.weight]
-            narrow.add((value.name if value is not None else None) or "")
+            narrow[(value.name if value is not None else None) or ""] = quantized[node.name]
     elsewhere = 2 if plan.elsewhere is Precision.FP16 else 4
     total = 0
     for name, value in model.graph.initializers.items():
         count = math.prod(value.shape.numpy()) if value.shape is not None else 0
         if name in narrow:
-            total += count
+            block = narrow[name].block
+            total += count if block is None else count // 2 + count // block * elsewhere
         elif value.dtype is ir.DataType.FLOAT:
             total += count * elsewhere
         elif value.dtype is not None:

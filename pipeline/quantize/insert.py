@@ -114,6 +114,7 @@ class Inserter:
             self.plan.family == "cpu"
             and bias is not None
             and bias.const_value is not None
+            and spec.block is None
             and scale_dtype is np.float32  # the product of two FP16 scales would not be exact
             and _along_channels(node, bias, value, what.channel_axis)
         )
@@ -123,7 +124,7 @@ class Inserter:
         )
         key = (value.name or "", weight.scale.tobytes(), weight.axis)
         if key not in self.weights:
-            self.weights[key] = self._dequantized(value, weight.tensor, weight.scale, weight.axis)
+            self.weights[key] = self._dequantized(value, weight.tensor, weight.scale, weight.axis, weight.block)
         node.replace_input_with(what.weight, self.weights[key])
         if weight.correction is not None:
             self._correct(node, what, weight.correction)
@@ -188,17 +189,24 @@ class Inserter:
         tensor = ir.tensor(np.clip(exact, -(2**31), 2**31 - 1).astype(np.int32))
         return self._dequantized(bias, tensor, np.asarray(scale, dtype=np.float32), 0 if scale.ndim else None)
 
-    def _dequantized(self, value: ir.Value, tensor: ir.TensorProtocol, scale: Array, axis: int | None) -> ir.Value:
+    def _dequantized(
+        self,
+        value: ir.Value,
+        tensor: ir.TensorProtocol,
+        scale: Array,
+        axis: int | None,
+        block: int | None = None,
+    ) -> ir.Value:
         base = f"{value.name}"
         stored = self.initializer(f"{base}_quantized", tensor)
         inputs = [stored, self.constant(f"{base}_scale", scale.astype(self.scale_dtype(value)))]
         # ONNX Runtime fuses a Gemm only if its zero points are there; TensorRT needs none.
-        if self.plan.family == "cpu":
+        if self.plan.family == "cpu" and block is None:
             inputs.append(self.constant(f"{base}_zero_point", np.zeros(scale.shape, dtype=tensor.dtype.numpy())))
         node = ir.node(
             "DequantizeLinear",
             inputs,
-            attributes={} if axis is None else {"axis": axis},
+            attributes=({} if axis is None else {"axis": axis}) | ({} if block is None else {"block_size": block}),
             name=self._free(f"{base}_DequantizeLinear"),
         )
         self._describe(node.outputs[0], f"{base}_dequantized", value.dtype, value.shape)

@@ -20,9 +20,9 @@ from pipeline import model as models
 from pipeline.graph.operands import Operands, operands
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.fake import nearest
-from pipeline.quantize.gptq import gptq
+from pipeline.quantize.gptq import gptq, refine
 from pipeline.quantize.moments import F64, Moments, Tap, second_moments
-from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, channel_scales
+from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, block_scales, channel_scales
 from pipeline.types import Feeds, Precision, Progress, QuantDType, QuantSpec, silent
 
 INDEX = "index.json"
@@ -97,7 +97,7 @@ def rounded(
 
     dtype = IR_DTYPES[spec.dtype]
     lazy = ir.LazyTensor(load, dtype=dtype, shape=ir.Shape(shape), name=node)
-    return QuantizedWeight(tensor=lazy, scale=scale, axis=axis, correction=correction)
+    return QuantizedWeight(tensor=lazy, scale=scale, axis=axis, block=spec.block, correction=correction)
 
 
 def read_index(folder: Path) -> dict[str, str]:
@@ -120,7 +120,7 @@ def _wanted(model: ir.Model, plan: PrecisionPlan) -> _Nodes:
         if spec is None or what is None or what.weight is None:
             continue
         weight, value = node.inputs[what.weight], node.inputs[0]
-        biased = plan.family == "cpu" and what.bias is not None
+        biased = plan.family == "cpu" and what.bias is not None and spec.block is None
         if node.op_type not in ("MatMul", "Gemm") or biased or weight is None or value is None or uses[weight] > 1:
             continue
         found.setdefault(value.name or "", []).append((node, what, spec))
@@ -159,19 +159,30 @@ def _round(
     value = node.inputs[what.weight]
     assert value is not None
     assert value.const_value is not None
-    scale = channel_scales(value, spec, what.channel_axis, scale_dtype)
     weight = models.read(value.const_value)
     by_rows = weight if what.channel_axis == 1 else weight.T
-    found = gptq(by_rows, seen.centred, scale, lambda steps: _symmetric(steps, spec.dtype))
-    correction = seen.mean @ (by_rows.astype(np.float64) - found * scale.astype(np.float64))
+    gram = seen.centred
+    if spec.block is None:
+        axis, scale = what.channel_axis, channel_scales(value, spec, what.channel_axis, scale_dtype)
+        steps = scale
+    else:
+        blocks = block_scales(by_rows, spec, np.diagonal(gram), scale_dtype)
+        axis, scale = 1 - what.channel_axis, blocks if what.channel_axis == 1 else blocks.T
+        steps = np.repeat(blocks, spec.block, axis=0)
+
+    def store(values: F64) -> F64:
+        return _symmetric(values, spec.dtype)
+
+    found = refine(by_rows, gptq(by_rows, gram, steps, store), gram, steps, store)
+    correction = seen.mean @ (by_rows.astype(np.float64) - found * steps.astype(np.float64))
     stored = (found if what.channel_axis == 1 else found.T).astype(IR_DTYPES[spec.dtype].numpy())
     with file.open("wb") as stream:
         np.savez(
             stream,
             # numpy's file format knows no float8: the bytes are kept.
             weight=np.ascontiguousarray(stored).view(np.uint8),
-            scale=scale,
-            axis=np.int64(what.channel_axis),
+            scale=np.ascontiguousarray(scale),
+            axis=np.int64(axis),
             correction=correction.astype(np.float32),
         )
 

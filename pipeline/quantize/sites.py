@@ -57,10 +57,13 @@ def sites(model: ir.Model, plan: PrecisionPlan) -> tuple[Site, ...]:
         if entry is None or not entry.precision.quantized or found is None:
             continue
         form = plan.formats[entry.precision]
+        if form.activations is None:
+            continue
         for index in _inputs(node, found, plan.family):
             value = node.inputs[index]
             assert value is not None
-            spec = form.second if found.weight is None and index == 1 and node.op_type == "MatMul" else form.activations
+            second = found.weight is None and index == 1 and node.op_type == "MatMul"
+            spec = form.second if second and form.second is not None else form.activations
             key = (value.name or "", spec)
             readers.setdefault(key, []).append((node.name or "", index))
             roles.setdefault(key, []).append(entry.role)

@@ -117,6 +117,8 @@ def groups(model: ir.Model, plan: PrecisionPlan) -> tuple[Group, ...]:
         entry, what = entries.get(node.name or ""), operands(node)
         if entry is None or what is None or what.weight is None or node.op_type not in ("MatMul", "Gemm"):
             continue
+        if plan.formats[entry.precision].activations is None:
+            continue
         value = node.inputs[0]
         assert value is not None
         found.setdefault(value.name or "", []).append((entry.node, entry.precision))
@@ -160,6 +162,7 @@ def choose(
     """
     alphas, forced = options.alphas, options.forced
     form = plan.formats[group.precision]
+    assert form.activations is not None
     weight = np.concatenate(weights, axis=1)
     trial = _Trial(samples, weight, extremes, form, gptq=options.gptq)
     ones, zeros = np.ones(weight.shape[0], np.float32), np.zeros(weight.shape[0], np.float32)
@@ -205,13 +208,15 @@ class _Trial:
 
     def __init__(self, samples: F32, weight: F32, extremes: tuple[F32, F32], form: Format, *, gptq: bool) -> None:
         self.samples, self.weight, self.extremes, self.form, self.gptq = samples, weight, extremes, form, gptq
+        assert form.activations is not None
+        self.activations = form.activations
         self.energy = max(_energy(samples @ weight), 1e-30)
 
     def error(self, scale: F32, shift: F32) -> float:
         low, high = ((e - shift) / scale for e in self.extremes)
         limits = Range(min=float(min(low.min(), 0.0)), max=float(max(high.max(), 0.0)))
         moved, rows = (self.samples - shift) / scale, self.weight * scale[:, None]
-        activation = _energy((fake_quantize(moved, limits, self.form.activations) - moved) @ rows)
+        activation = _energy((fake_quantize(moved, limits, self.activations) - moved) @ rows)
         if self.gptq:
             moved = moved - moved.mean(axis=0)
         weight = _energy(moved @ (fake_quantize_weight(rows, self.form.weights) - rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +10,18 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.errors import QuantizeError
+from pipeline.quantize.fake import nearest
 from pipeline.types import Array, QuantDType, QuantSpec
 
 IR_DTYPES = {
     QuantDType.INT8: ir.DataType.INT8,
     QuantDType.UINT8: ir.DataType.UINT8,
     QuantDType.FP8_E4M3: ir.DataType.FLOAT8E4M3FN,
+    QuantDType.INT4: ir.DataType.INT4,
 }
 _TINY = 1e-30
+SHARES = tuple(round(1.0 - 0.04 * step, 2) for step in range(14))
+"""Shares of a block's largest magnitude that are tried as its range: 1, 0.96 … 0.48."""
 _HALF_STEP = np.float32(127.5 / 127)
 """A scale may be this much too small: the largest value then still rounds to the last step."""
 
@@ -27,14 +32,16 @@ class QuantizedWeight:
 
     Attributes:
         tensor: int8 or float8_e4m3fn, the float weight's shape; evaluated lazily, so that only one weight is in memory at a time.
-        scale: float32, ``[]`` per tensor or ``[channels]`` along ``axis``.
-        axis: The output-channel axis, ``None`` per tensor.
+        scale: float32, ``[]`` per tensor, ``[channels]`` along ``axis``, or the weight's shape with ``axis`` divided by ``block``.
+        axis: The output-channel axis, ``None`` per tensor; in blocks the axis that they divide.
+        block: Elements along ``axis`` that share a scale, where the weight is quantized in blocks.
         correction: What to add to the GEMM's bias, float32 ``[channels]``, so that the mean output stays; ``None`` is nothing.
     """
 
     tensor: ir.TensorProtocol
     scale: Array
     axis: int | None
+    block: int | None = None
     correction: Array | None = None
 
 
@@ -46,7 +53,7 @@ def round_to_nearest(
     scale_dtype: type[np.floating],
     min_scale: Array | None = None,
 ) -> QuantizedWeight:
-    """Quantize a constant weight symmetrically, ``scale = max|w| / 127`` (FP8: 448) per output channel.
+    """Quantize a constant weight symmetrically, ``scale = max|w| / 127`` (FP8: 448, INT4: 7) per output channel or block.
 
     Args:
         value: A float initializer.
@@ -61,20 +68,42 @@ def round_to_nearest(
     source = value.const_value
     assert source is not None
     assert value.name is not None
+    if spec.block is not None:
+        return _in_blocks(value, spec, axis=axis, scale_dtype=scale_dtype)
     scale = _scale(_absolute_maximum(source, axis, value.name), spec, scale_dtype, min_scale)
+    divisor = scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(len(source.shape))])
+    return QuantizedWeight(tensor=_lazy(value, spec, lambda: divisor), scale=scale, axis=axis)
+
+
+def _in_blocks(
+    value: ir.Value, spec: QuantSpec, *, axis: int | None, scale_dtype: type[np.floating]
+) -> QuantizedWeight:
+    """Quantize a matrix in blocks along the axis that is not the output channels'."""
+    assert value.const_value is not None
+    assert spec.block is not None
+    block, summed = spec.block, 1 - (axis or 0)
+    weight = models.read(value.const_value)
+    pieces = np.split(np.abs(weight), weight.shape[summed] // block, axis=summed)
+    amax = np.stack([piece.max(axis=summed) for piece in pieces], axis=summed).astype(np.float32)
+    if not np.all(np.isfinite(amax)):
+        raise _not_finite(value.name or "")
+    scale = _scale(amax, spec, scale_dtype, None)
+    lazy = _lazy(value, spec, lambda: np.repeat(scale, block, axis=summed))
+    return QuantizedWeight(tensor=lazy, scale=scale, axis=summed, block=block)
+
+
+def _lazy(value: ir.Value, spec: QuantSpec, divisor: Callable[[], Array]) -> ir.LazyTensor:
+    """Return the stored weight, computed when it is saved."""
+    source = value.const_value
+    assert source is not None
+    stored = IR_DTYPES[spec.dtype]
 
     def quantized() -> ir.TensorProtocol:
-        weight = models.read(source)
-        divisor = scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-        weight = np.divide(weight, divisor, dtype=np.float32)
+        weight = np.divide(models.read(source), divisor(), dtype=np.float32)
         np.clip(weight, -spec.dtype.qmax, spec.dtype.qmax, out=weight)
-        if spec.dtype is QuantDType.FP8_E4M3:
-            return ir.tensor(weight.astype(stored.numpy()))  # rounds half to even
-        return ir.tensor(np.rint(weight, out=weight).astype(np.int8))
+        return ir.tensor(nearest(weight, spec.dtype).astype(stored.numpy()))
 
-    stored = IR_DTYPES[spec.dtype]
-    lazy = ir.LazyTensor(quantized, dtype=stored, shape=ir.Shape(source.shape.numpy()), name=value.name)
-    return QuantizedWeight(tensor=lazy, scale=scale, axis=axis)
+    return ir.LazyTensor(quantized, dtype=stored, shape=ir.Shape(source.shape.numpy()), name=value.name)
 
 
 def channel_scales(value: ir.Value, spec: QuantSpec, axis: int | None, scale_dtype: type[np.floating]) -> Array:
@@ -87,15 +116,47 @@ def channel_scales(value: ir.Value, spec: QuantSpec, axis: int | None, scale_dty
     return _scale(_absolute_maximum(value.const_value, axis, value.name or ""), spec, scale_dtype, None)
 
 
+def block_scales(weight: Array, spec: QuantSpec, importance: Array, scale_dtype: type[np.floating]) -> Array:
+    """Return the scales of blocks that cost the least weighted squared error, float32 ``[blocks, channels out]``.
+
+    A block of few bits is better off if its largest values clip: tried are :data:`SHARES` of ``max|w| / qmax``.
+
+    Args:
+        weight: ``[channels in, channels out]``.
+        spec: Its format, with a block.
+        importance: ``[channels in]``, what an error of each row costs: its input's second moment.
+        scale_dtype: What scales are stored in.
+    """
+    assert spec.block is not None
+    rows, columns = weight.shape
+    blocks = weight.astype(np.float32).reshape(rows // spec.block, spec.block, columns)
+    # A row whose input was always zero still gets a little, so that a block of such rows has a scale of its own.
+    cost = (importance + 1e-6 * max(float(np.mean(importance)), 1e-30)).reshape(-1, spec.block, 1)
+    amax = np.abs(blocks).max(axis=1)
+    best = np.full(amax.shape, np.inf)
+    chosen = np.ones(amax.shape, np.float32)
+    for share in SHARES:
+        scale = _scale(amax * np.float32(share), spec, scale_dtype, None)
+        steps = np.clip(blocks / scale[:, None], -spec.dtype.qmax, spec.dtype.qmax)
+        error = (np.square(nearest(steps, spec.dtype) * scale[:, None] - blocks) * cost).sum(axis=1)
+        chosen = np.where(error < best, scale, chosen)
+        best = np.minimum(error, best)
+    return chosen.astype(np.float32)
+
+
 def _absolute_maximum(source: ir.TensorProtocol, axis: int | None, name: str) -> Array:
     weight = models.read(source)
     others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
     amax = np.maximum(weight.max(axis=others, initial=0.0), -weight.min(axis=others, initial=0.0))
     if not np.all(np.isfinite(amax)):
-        raise QuantizeError(
-            "A weight holds NaN or infinity.", where=name, fix="Check the trained weights; export them again."
-        )
+        raise _not_finite(name)
     return np.asarray(amax, dtype=np.float32)
+
+
+def _not_finite(name: str) -> QuantizeError:
+    return QuantizeError(
+        "A weight holds NaN or infinity.", where=name, fix="Check the trained weights; export them again."
+    )
 
 
 def _scale(amax: Array, spec: QuantSpec, scale_dtype: type[np.floating], least: Array | None) -> Array:

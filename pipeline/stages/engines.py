@@ -35,7 +35,8 @@ def _serve_variant(run: Run, made: Variants, family: str, device: Target) -> Eng
         for file in models.files(variant):
             shutil.copyfile(file, (work / out).parent / file.name)
 
-    if made.plans[family].quantized() and products_saturate():
+    forms = made.plans[family].formats.values()
+    if any(form.activations is not None for form in forms) and products_saturate():
         notice(
             "saturating-products",
             "This CPU has no VNNI, so ONNX Runtime's uint8 x int8 products saturate: what is measured here is less "

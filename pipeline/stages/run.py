@@ -18,6 +18,7 @@ from pipeline.content import write_atomically
 from pipeline.errors import RecipeError
 from pipeline.notices import Notice, collecting
 from pipeline.policy.planning import family
+from pipeline.policy.rules import LOW
 from pipeline.recipe import Data, Preset, Recipe, parse, to_dict
 from pipeline.sources.export import Exported
 from pipeline.store import StageResult, Store
@@ -195,7 +196,8 @@ class Run:
     def _families(self) -> dict[str, list[Target]]:
         preset = self.recipe.policy.preset
         rules = [r.precision for r in self.recipe.policy.rules]
-        asked = {Precision.INT8 if preset is Preset.INT8_ALL else Precision(str(preset))}
+        asked = {LOW.get(preset, Precision.FP16 if preset is Preset.FP16 else Precision.FP32)}
+        asked |= {Precision.FP8} if preset is Preset.FP8_INT8 else set()
         families: dict[str, list[Target]] = {}
         for device in self.targets.values():
             for precision in (*asked, *rules):

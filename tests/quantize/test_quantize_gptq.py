@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from pipeline.build import BuildOptions, build
 from pipeline.errors import RecipeError
 from pipeline.notices import collecting
-from pipeline.quantize.gptq import gptq
+from pipeline.quantize.gptq import gptq, refine
 from pipeline.quantize.moments import Tap, second_moments
 from pipeline.recipe import parse
 from tests.quantize import graphs
@@ -64,6 +64,28 @@ def test_outputs_are_closer_than_with_round_to_nearest() -> None:
     errors = [np.square(values @ (w * scale - weight)).sum() for w in (rounded, nearest)]
     assert errors[0] < 0.6 * errors[1]
     assert np.abs(rounded).max() <= 7
+
+
+@pytest.mark.parametrize("channels", [24, 200])
+def test_going_over_the_rows_again_never_makes_outputs_worse(channels: int) -> None:
+    values = correlated(4 * channels, channels)
+    weight = np.random.default_rng(7).normal(size=(channels, 16))
+    scale = np.abs(weight).max(axis=0) / 7
+
+    def int4(steps: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(steps), -7, 7)
+
+    gram = values.T @ values
+    first = gptq(weight, gram, scale, int4)
+    second = refine(weight, first, gram, scale, int4)
+    damped = gram + 0.01 * np.diagonal(gram).mean() * np.eye(channels)
+    errors = [float(np.einsum("ij,ik,kj->", e, damped, e)) for e in (first * scale - weight, second * scale - weight)]
+    assert errors[1] < errors[0]
+    # No single weight can be moved by a step and make it better.
+    slope = damped @ (weight - second * scale)
+    gain = np.abs(slope) * scale - np.diagonal(damped)[:, None] * scale**2 / 2
+    free = np.abs(second) < 7
+    assert (gain[free] <= 1e-9 * gain.max(initial=1.0) + 1e-9).mean() > 0.99
 
 
 def test_an_input_that_is_always_zero_does_no_harm() -> None:

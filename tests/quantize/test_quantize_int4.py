@@ -1,0 +1,183 @@
+"""INT4 weights in blocks, and FP8 beside INT8: what is stored, what it computes, and what the compiler says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from engines.compile_check import available, compile_check
+from engines.onnxruntime import OnnxRuntimeRunner
+from engines.target import check_precision, target
+from pipeline import model as models
+from pipeline.build import BuildOptions, build
+from pipeline.errors import RecipeError
+from pipeline.policy.planning import family, plan
+from pipeline.quantize.fake import nearest
+from pipeline.quantize.weights import block_scales
+from pipeline.recipe import PolicyConfig, Preset, parse
+from pipeline.types import NodeRole, Precision, QuantDType, QuantSpec, Role
+from tests.policy.planned import entry, plan_zoo
+from tests.quantize.graphs import save
+
+needs_rtx = pytest.mark.skipif(not available(), reason="needs pip install '.[rtx]'")
+
+
+def three(path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """x [b, 128] -> MatMul -> Relu -> Gemm (weight transposed) -> MatMul that sums 100 values -> y."""
+    draw = np.random.default_rng(0)
+    weights = {
+        "w1": draw.normal(size=(128, 256)).astype(np.float32),
+        "w2": draw.normal(size=(100, 256)).astype(np.float32),
+        "b2": draw.normal(size=100).astype(np.float32),
+        "w3": draw.normal(size=(100, 32)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"], name="up"),
+        helper.make_node("Relu", ["h"], ["r"], name="act"),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["d"], name="down", transB=1),
+        helper.make_node("MatMul", ["d", "w3"], ["y"], name="odd"),
+    ]
+    return save(path, nodes, [("x", ["b", 128])], [("y", ["b", 32])], weights), weights
+
+
+def recipe(path: Path, **policy: object) -> dict[str, object]:
+    rules = [{"op_type": kind, "precision": "int4"} for kind in ("MatMul", "Gemm")]
+    return {"source": {"onnx": str(path)}, "policy": {"preset": "int4", "rules": rules, **policy}, "targets": ["cpu"]}
+
+
+def by_blocks(weight: np.ndarray, block: int) -> np.ndarray:
+    """Symmetric INT4 of [summed, out] by the formula, in float64."""
+    result = np.empty(weight.shape)
+    for begin in range(0, len(weight), block):
+        part = weight[begin : begin + block].astype(np.float64)
+        scale = np.float32(np.abs(part).max(axis=0) / 7)
+        result[begin : begin + block] = np.clip(np.rint(part / scale), -7, 7) * scale
+    return result
+
+
+@pytest.mark.parametrize("block", [32, 64, 128])
+def test_blocks_along_the_summed_axis_have_a_scale_each(tmp_path: Path, block: int) -> None:
+    path, weights = three(tmp_path / "m.onnx")
+    build(parse(recipe(path, block_size=block)), tmp_path / "b", options=BuildOptions(until="quantize"))
+    variant = tmp_path / "b/variants/cpu/model.onnx"
+    model = onnx.load(variant)
+    stored = {i.name: i for i in model.graph.initializer}
+    forms = {
+        n.input[0]: {a.name: helper.get_attribute_value(a) for a in n.attribute}
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear"
+    }
+    # Four bits a value, and K = 100 of the last product cannot be divided into blocks.
+    assert {name: stored[name].data_type for name in forms} == dict.fromkeys(
+        ("w1_quantized", "w2_quantized"), onnx.TensorProto.INT4
+    )
+    assert forms["w1_quantized"] == {"axis": 0, "block_size": block}
+    assert forms["w2_quantized"] == {"axis": 1, "block_size": block}
+    assert numpy_helper.to_array(stored["w1_scale"]).shape == (128 // block, 256)
+    assert numpy_helper.to_array(stored["w2_scale"]).shape == (100, 256 // block)
+    x = np.random.default_rng(1).normal(size=(7, 128)).astype(np.float32)
+    hidden = np.maximum(x @ by_blocks(weights["w1"], block), 0)
+    expected = (hidden @ by_blocks(weights["w2"].T, block) + weights["b2"]) @ weights["w3"]
+    with OnnxRuntimeRunner(variant) as runner:
+        got = runner.infer({"x": x})["y"]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_what_cannot_be_divided_into_blocks_stays_high_and_says_why(tmp_path: Path) -> None:
+    path, _ = three(tmp_path / "m.onnx")
+    model = models.load(path)
+    roles = {name: NodeRole(role=Role.LINEAR) for name in ("up", "down", "odd")}
+    made = plan(model, roles, PolicyConfig(preset=Preset.INT4), "gpu-int4")
+    assert entry(made, "up").precision is Precision.INT4
+    assert entry(made, "odd").precision is Precision.FP16
+    assert "sums 100 values, which is no multiple of the block of 128" in entry(made, "odd").rule
+
+
+def test_no_calibration_data_is_needed_to_round_to_nearest(tmp_path: Path) -> None:
+    path, _ = three(tmp_path / "m.onnx")
+    result = build(parse(recipe(path)), tmp_path / "b")
+    assert result.exit_code == 0
+    assert result.report is not None
+    assert result.report["targets"]["cpu"]["status"] == "built"
+
+
+def test_gptq_in_blocks_keeps_outputs_closer(tmp_path: Path) -> None:
+    path, _ = three(tmp_path / "m.onnx")
+    draw = np.random.default_rng(2)
+    mixing = draw.normal(size=(128, 128)) / 6 + np.eye(128)
+    x = ((draw.normal(size=(600, 128)) * draw.uniform(0.1, 3, 128)) @ mixing).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x[:500])
+    errors = []
+    with OnnxRuntimeRunner(path) as reference:
+        expected = reference.infer({"x": x[500:]})["y"]
+    for rounding in ("rtn", "gptq"):
+        values = recipe(path, rounding=rounding) | {
+            "calibration": {"data": str(tmp_path / "data.npz"), "samples": 500, "method": "minmax"}
+        }
+        build(parse(values), tmp_path / rounding, options=BuildOptions(until="quantize"))
+        with OnnxRuntimeRunner(tmp_path / rounding / "variants/cpu/model.onnx") as runner:
+            errors.append(float(np.square(runner.infer({"x": x[500:]})["y"] - expected).sum()))
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_scales_of_blocks_weigh_errors_by_what_they_cost() -> None:
+    draw = np.random.default_rng(3)
+    weight = draw.standard_t(3, size=(64, 10)).astype(np.float32)
+    spec = QuantSpec(dtype=QuantDType.INT4, block=32)
+    importance = draw.uniform(0, 1, 64)
+
+    def cost(scale: np.ndarray) -> np.ndarray:
+        steps = np.repeat(scale, 32, axis=0)
+        stored = np.clip(nearest(weight / steps, QuantDType.INT4), -7, 7)
+        error = np.square(stored * steps - weight) * importance[:, None]
+        return error.reshape(2, 32, 10).sum(axis=1)
+
+    plain = np.abs(weight).reshape(2, 32, 10).max(axis=1) / 7
+    found = block_scales(weight, spec, importance, np.float32)
+    assert found.shape == (2, 10)
+    assert (cost(found) <= cost(plain) * (1 + 1e-5)).all()
+    assert cost(found).sum() < 0.95 * cost(plain).sum()
+
+
+def test_a_gpu_without_the_type_is_refused_before_any_work() -> None:
+    with pytest.raises(RecipeError, match="T4 is SM75 and has no INT4"):
+        check_precision(target("t4"), Precision.INT4)
+    with pytest.raises(RecipeError, match="A100 is SM80 and has no FP8"):
+        build(parse({"source": {"onnx": "m.onnx"}, "policy": {"preset": "fp8-int8"}, "targets": ["a100"]}), Path("no"))
+    assert family(target("a100"), PolicyConfig(preset=Preset.INT4)) == "gpu-int4"
+    assert family(target("h100"), PolicyConfig(preset=Preset.FP8_INT8)) == "gpu-fp8"
+    assert parse({"source": {"onnx": "m"}, "policy": {"preset": "W4A16"}}).policy.preset is Preset.INT4
+
+
+def test_fp8_and_int8_stand_side_by_side_never_in_one_product() -> None:
+    made = plan_zoo("bert", "gpu-fp8", PolicyConfig(preset=Preset.FP8_INT8))
+    by_role = {n.role: n.precision for n in made if n.precision.quantized}
+    assert by_role[Role.FFN_DOWN] is by_role[Role.ATTENTION_OUTPUT] is Precision.FP8
+    assert by_role[Role.FFN_UP] is by_role[Role.ATTENTION_QUERY] is Precision.INT8
+    for form in made.formats.values():
+        assert form.activations is not None
+        assert form.activations.dtype is form.weights.dtype
+
+
+@needs_rtx
+@pytest.mark.parametrize(("preset", "capability"), [("int4", (8, 0)), ("fp8-int8", (8, 9))])
+def test_it_compiles(tmp_path: Path, preset: str, capability: tuple[int, int]) -> None:
+    path, _ = three(tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(4).normal(size=(64, 128)).astype(np.float32))
+    rules = [{"name": "up", "precision": "int4" if preset == "int4" else "int8"},
+             {"name": "down", "precision": "int4" if preset == "int4" else "fp8"}]  # fmt: skip
+    values = {
+        "source": {"onnx": str(path)},
+        "calibration": {"data": str(tmp_path / "data.npz"), "method": "minmax"},
+        "policy": {"preset": preset, "rules": rules},
+        "targets": ["a100" if preset == "int4" else "l40s"],
+    }
+    build(parse(values), tmp_path / "b", options=BuildOptions(until="quantize"))
+    name = "gpu-int4" if preset == "int4" else "gpu-fp8"
+    layers = compile_check(tmp_path / f"b/variants/{name}/model.onnx", capability, {"x": (8, 128)})
+    found = {t.dtype for layer in layers for t in (*layer.inputs, *layer.constants)}
+    assert ({"Int4"} if preset == "int4" else {"Int8", "FP8"}) <= found
