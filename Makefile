@@ -17,6 +17,7 @@ lint: $(VENV)/ready  ## style, types, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint docker/*.Dockerfile; else echo "no hadolint here: docker/ was not checked"; fi
 
 check:  ## everything that CI runs, in an environment of its own
 	.ci/run
