@@ -1,8 +1,9 @@
-"""What smoothing and GPTQ bring on MiniLM, beside NNCF: accuracy, and the cost of the whole command.
+"""What smoothing and GPTQ bring on MiniLM, beside NNCF and Model-Optimizer: accuracy, and the cost of the whole command.
 
-    python -m benchmarks.methods --models build/bench/models --work build/bench/work --nncf-python PYTHON
+    python -m benchmarks.methods --models build/bench/models --work build/bench/work --nncf-python PYTHON \\
+        --modelopt-python PYTHON
 
-All 36 projections and FFN, symmetric INT8 (variant gpu-int8) or FP8 (gpu-fp8), run by ONNX Runtime as the graph stands
+All 36 projections and FFN, symmetric INT8, FP8, both, or INT4 weights in blocks of 128, run by ONNX Runtime as the graph stands
 (optimizations off), so that no CPU kernel's saturation or lack of a type plays a part. Every row is quantized from nothing.
 """
 
@@ -25,11 +26,14 @@ METHODS = {
         ("smoothing", "int8", "minmax", "auto", "rtn"),
         ("GPTQ", "int8", "auto", "off", "gptq"),
         ("smoothing and GPTQ", "int8", "minmax", "auto", "gptq"),
+        ("round to nearest", "int4", "minmax", "off", "rtn"),
+        ("GPTQ", "int4", "minmax", "off", "gptq"),
     ),
     "l40s": (
         ("round to nearest", "fp8", "minmax", "off", "rtn"),
         ("GPTQ", "fp8", "minmax", "off", "gptq"),
         ("smoothing and GPTQ", "fp8", "minmax", "auto", "gptq"),
+        ("smoothing and GPTQ", "fp8-int8", "minmax", "auto", "gptq"),
     ),
 }
 """Target to (title, preset, calibration method, smoothing, rounding)."""
@@ -41,7 +45,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("build/bench/models"))
     parser.add_argument("--work", type=Path, default=Path("build/bench/work"))
     parser.add_argument("--samples", type=int, default=64, help="calibration samples")
-    peers.add_arguments(parser, "nncf")
+    peers.add_arguments(parser, "nncf", "modelopt")
     given = parser.parse_args()
     model, data = given.models / "minilm.onnx", given.models / "minilm_calib.npz"
     bench = Bench(model, given.models / "minilm_eval.npz", given.work / "text")
@@ -50,16 +54,17 @@ def main() -> None:
     for target, methods in METHODS.items():
         for title, preset, calibrator, smooth, rounding in methods:
             progress(f"{preset}: {title}")
-            folder = given.work / f"methods.{target}.{smooth}.{rounding}"
+            folder = given.work / f"methods.{preset}.{smooth}.{rounding}"
             shutil.rmtree(folder, ignore_errors=True)
             command = [sys.executable, "-m", "pipeline", "quantize", str(model), "--precision", preset]
             command += ["--target", target, "--calibration", str(data), "--samples", str(given.samples)]
             command += ["--method", calibrator, "--policy.smooth", smooth, "--policy.rounding", rounding]
             cost = measured([*command, "-o", str(folder)])
-            path = folder / f"variants/gpu-{preset}/model.onnx"
+            (path,) = folder.glob("variants/gpu-*/model.onnx")
             rows.append([f"ours, {title}", preset, *_figures(bench, path), f"{cost.cpu_seconds:.0f}",
                          f"{cost.peak_rss_bytes / 1e6:.0f}"])  # fmt: skip
-    rows.append(["NNCF PERFORMANCE", "int8", *_peer(given, bench, model, data)])
+    rows.append(["NNCF PERFORMANCE", "int8", *_peer("nncf-performance", given, bench)])
+    rows.append(["Model-Optimizer INT4 AWQ clip", "int4", *_peer("modelopt-int4-awq", given, bench)])
     print_table(["method", "preset", "held-out SQNR, dB", "cosine", "GEMM FLOPs", "CPU s", "peak RSS, MB"], rows)
 
 
@@ -68,12 +73,15 @@ def _figures(bench: Bench, path: Path) -> list[str]:
     return [f"{found.sqnr_db:.2f}", f"{found.cosine:.4f}", f"{int8_share(path, bench.data):.1%}"]
 
 
-def _peer(given: argparse.Namespace, bench: Bench, model: Path, data: Path) -> list[str]:
-    python = peers.pythons(given).get("nncf")
+def _peer(name: str, given: argparse.Namespace, bench: Bench) -> list[str]:
+    python = peers.pythons(given).get(peers.PEERS[name].tool)
     if python is None:
         return [NOT_MEASURED] * 5
-    out = given.work / "methods.nncf.onnx"
-    cost = peers.quantize("nncf-performance", python, model, data, given.samples, out)
+    progress(peers.PEERS[name].title)
+    out = given.work / f"methods.{name}.onnx"
+    cost = peers.quantize(
+        name, python, given.models / "minilm.onnx", given.models / "minilm_calib.npz", given.samples, out
+    )
     return [*_figures(bench, out), f"{cost.cpu_seconds:.0f}", f"{cost.peak_rss_bytes / 1e6:.0f}"]
 
 

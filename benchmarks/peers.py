@@ -35,6 +35,7 @@ PEERS: Mapping[str, Peer] = {
     "nncf-performance": Peer(title="NNCF PERFORMANCE", tool="nncf"),
     "nncf-mixed": Peer(title="NNCF MIXED", tool="nncf"),
     "modelopt-max": Peer(title="Model-Optimizer INT8 max", tool="modelopt"),
+    "modelopt-int4-awq": Peer(title="Model-Optimizer INT4 AWQ clip", tool="modelopt"),
     "modelopt-entropy": Peer(title="Model-Optimizer INT8 entropy", tool="modelopt"),
 }
 

@@ -90,8 +90,8 @@ def nncf(preset: str) -> Callable[[Path, list[Feeds], Path], None]:
     return quantize
 
 
-def modelopt(method: str) -> Callable[[Path, list[Feeds], Path], None]:
-    """NVIDIA Model-Optimizer, INT8."""
+def modelopt(method: str, mode: str = "int8") -> Callable[[Path, list[Feeds], Path], None]:
+    """NVIDIA Model-Optimizer, INT8 or INT4 weights in blocks of 128."""
 
     def quantize(model: Path, feeds: list[Feeds], out: Path) -> None:
         from modelopt.onnx.quantization import quantize as tool
@@ -100,13 +100,14 @@ def modelopt(method: str) -> Callable[[Path, list[Feeds], Path], None]:
         data = {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
         tool(
             str(model),
-            quantize_mode="int8",
+            quantize_mode=mode,
             calibration_data=data if len(data) > 1 else next(iter(data.values())),
             calibration_method=method,
             calibration_shapes=shapes,
             calibration_eps=["cpu"],
             output_path=str(out),
             high_precision_dtype="fp32",
+            **({"block_size": 128} if mode == "int4" else {}),
         )
 
     return quantize
@@ -122,6 +123,7 @@ METHODS: dict[str, Callable[[Path, list[Feeds], Path], None]] = {
     "nncf-mixed": nncf("mixed"),
     "modelopt-max": modelopt("max"),
     "modelopt-entropy": modelopt("entropy"),
+    "modelopt-int4-awq": modelopt("awq_clip", "int4"),
 }
 
 
