@@ -1,6 +1,6 @@
-"""What smoothing and GPTQ bring on MiniLM, beside NNCF and Model-Optimizer: accuracy, and the cost of the whole command.
+r"""What smoothing and GPTQ bring on MiniLM, beside NNCF and Model-Optimizer: accuracy, and the cost of the whole command.
 
-    python -m benchmarks.methods --models build/bench/models --work build/bench/work --nncf-python PYTHON \\
+    python -m benchmarks.methods --models build/bench/models --work build/bench/work --nncf-python PYTHON \
         --modelopt-python PYTHON
 
 All 36 projections and FFN, symmetric INT8, FP8, both, or INT4 weights in blocks of 128, run by ONNX Runtime as the graph stands
