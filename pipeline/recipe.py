@@ -199,11 +199,11 @@ class PolicyConfig(Section):
     outlier_threshold: float | None = Field(default=None, gt=1)
     """Nodes stay in high precision that read a tensor whose largest |x| is more than this many times its 99.9th percentile."""
     smooth: Annotated[
-        Literal["off", "auto"] | Annotated[float, Field(ge=0, le=1)],
+        Literal["off", "auto"] | Annotated[float, Field(ge=0, le=1)] | None,
         Field(union_mode="left_to_right"),
         BeforeValidator(_switch),
-    ] = "off"
-    """SmoothQuant for static activations. ``auto`` searches for every GEMM how much of its input's outliers to move into its weights, a number from 0 to 1 is that share (alpha) everywhere, ``off`` moves none."""
+    ] = None
+    """How outliers of static activations are moved into weights (SmoothQuant). ``auto`` searches for every GEMM how much, a number from 0 to 1 is that share (alpha) everywhere, ``off`` moves none; if not given, ``auto`` for GPUs and ``off`` for cpu, where it costs an elementwise pass."""
     block_size: Literal[32, 64, 128] = 128
     """How many INT4 weights along the summed axis share one scale; TensorRT takes 64 and 128."""
     rounding: Literal["rtn", "gptq"] = "rtn"

@@ -8,7 +8,7 @@ from calibrators.collector import Request
 from pipeline.graph.operands import operands
 from pipeline.policy.planning import plan
 from pipeline.quantize.sites import sites
-from pipeline.quantize.smoothing import groups
+from pipeline.quantize.smoothing import groups, smoothing_for
 from pipeline.recipe import PolicyConfig, Preset, RuleConfig
 from pipeline.types import NodeRole, Precision
 
@@ -39,9 +39,10 @@ def requests(
         values = [*model.graph.inputs, *(v for n in model.graph for v in n.outputs)]
         tensors |= dict.fromkeys(v.name or "" for v in values if v.type == ir.TensorType(ir.DataType.FLOAT))
     found = [Request(tensor=t) for t in tensors]
-    if policy.smooth != "off":
-        smoothable = dict.fromkeys(g.tensor for f in families for g in groups(model, plan(model, roles, policy, f)))
-        found += [Request(tensor=t, statistic="channel_range") for t in smoothable]
+    smoothed = [f for f in families if smoothing_for(policy, f) != "off"]
+    plans = [plan(model, roles, p, f) for f in smoothed for p in (_everything(model), policy)]
+    channels = dict.fromkeys(g.tensor for made in plans for g in groups(model, made))
+    found += [Request(tensor=t, statistic="channel_range") for t in channels]
     return tuple(found)
 
 

@@ -24,12 +24,14 @@ from pipeline import model as models
 from pipeline.graph.operands import operands
 from pipeline.policy.plan import Format, PrecisionPlan
 from pipeline.quantize.fake import fake_quantize, fake_quantize_weight
+from pipeline.recipe import PolicyConfig
 from pipeline.types import Precision, QuantDType, Range
 
 F32 = npt.NDArray[np.float32]
 
-ALPHAS = tuple(round(0.3 + 0.05 * step, 2) for step in range(15))
-"""What ``auto`` tries beside none; below 0.3 too little moves to matter."""
+ALPHAS = (0.4, 0.55, 0.7, 0.85, 1.0)
+"""What ``auto`` tries beside none, before it looks closer around the best; below 0.3 too little moves to matter."""
+CLOSER = (-0.1, -0.05, 0.05, 0.1)
 WORTH = 0.9
 """Smoothing costs an elementwise pass, so it must bring the squared error below this share of the plain one's."""
 GPTQ_SHARE = 0.4
@@ -99,6 +101,16 @@ class Smoothing:
             "error": self.error,
             "plain_error": self.plain_error,
         }
+
+
+def smoothing_for(policy: PolicyConfig, family: str) -> str | float:
+    """Return ``auto``, ``off`` or one alpha: what the recipe says, or where it says nothing what suits the target.
+
+    On a GPU the elementwise pass becomes part of the kernel that quantizes; on a CPU it is one more pass over memory.
+    """
+    if policy.smooth is not None:
+        return policy.smooth
+    return "auto" if family.startswith("gpu") else "off"
 
 
 def to_json(chosen: Sequence[Smoothing]) -> str:
@@ -171,15 +183,32 @@ def choose(
         group=group, alpha=None, shifted=False, scale=ones, shift=zeros, error=plain, plain_error=plain
     )
     symmetric = form.activations.symmetric and form.activations.dtype is QuantDType.INT8
-    candidates = []
-    for alpha in alphas:
+
+    def tried(alpha: float, kinds: Sequence[int]) -> list[tuple[int, Smoothing]]:
         scale = _scale(extremes, weight, alpha)
-        shifts = _shifts(extremes, scale) if symmetric else ()
-        for shift in (zeros, *shifts):
-            error = trial.error(scale, shift)
-            found = replace(unchanged, alpha=alpha, shifted=shift is not zeros, scale=scale, shift=shift, error=error)
-            candidates.append(found)
-    best = min(candidates, key=lambda c: c.error)
+        shifts = (zeros, *_shifts(extremes, scale))
+        return [
+            (
+                kind,
+                replace(
+                    unchanged,
+                    alpha=alpha,
+                    shifted=kind > 0,
+                    scale=scale,
+                    shift=shifts[kind],
+                    error=trial.error(scale, shifts[kind]),
+                ),
+            )
+            for kind in kinds
+        ]
+
+    def least(found: list[tuple[int, Smoothing]]) -> tuple[int, Smoothing]:
+        return min(found, key=lambda candidate: candidate[1].error)
+
+    kind, best = least([c for alpha in alphas for c in tried(alpha, range(3 if symmetric else 1))])
+    if len(alphas) > 1 and best.alpha is not None:
+        nearby = [round(best.alpha + step, 2) for step in CLOSER]
+        _, best = least([(kind, best), *(c for alpha in nearby if alpha <= 1 for c in tried(alpha, [kind]))])
     return best if forced or best.error <= WORTH * plain else unchanged
 
 

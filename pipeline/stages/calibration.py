@@ -123,6 +123,10 @@ def ranges(
                 )  # fmt: skip
             (work / out).write_text(range_files.to_json(chosen), encoding="utf-8")
             if own_cache is not None:
+                # Whoever reads the cache has the float model as it was, without smoothing.
+                if graph.before is not None:
+                    before = models.load(graph.before.path)
+                    chosen = _chosen(section, sites(before, made), graph.before.statistics, models.inputs(before))
                 write_cache(work / own_cache, chosen)
 
         read = {

@@ -15,7 +15,7 @@ from pipeline.graph.prepare import Prepared
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.smooth import apply
-from pipeline.quantize.smoothing import F32, by_tensor, groups, to_json
+from pipeline.quantize.smoothing import F32, by_tensor, groups, smoothing_for, to_json
 from pipeline.quantize.smoothing_search import SearchOptions, search
 from pipeline.sources.export import Exported
 from pipeline.stages.run import STATISTICS, Run, step
@@ -31,11 +31,13 @@ class FloatGraph:
         path: The float model: the canonical one, or with smoothing in it.
         statistics: The sketches of its tensors; ``None`` where nothing was calibrated.
         files: Where those are.
+        before: The graph without smoothing, which a calibration cache names; ``None`` where this is it.
     """
 
     path: Path
     statistics: Statistics | None
     files: tuple[Path, ...] = ()
+    before: FloatGraph | None = None
 
 
 @step
@@ -43,19 +45,23 @@ def smooth(
     run: Run, exported: Exported, canonical: Prepared, plans: dict[str, PrecisionPlan], statistics: Statistics | None
 ) -> dict[str, FloatGraph]:
     """The float graph that each family is quantized from: smoothed where the policy asks for it and it gains."""
-    wanted = run.recipe.policy.smooth
     plain = FloatGraph(
         path=canonical.path,
         statistics=statistics,
         files=(run.directory / STATISTICS,) if statistics is not None else (),
     )
     found = dict.fromkeys(plans, plain)
-    if wanted != "off" and any(made.dynamic for made in plans.values()):
+    given = run.recipe.policy.smooth is not None
+    if given and run.recipe.policy.smooth != "off" and any(made.dynamic for made in plans.values()):
         notice("not-smoothed", "Nothing is smoothed where activations are dynamic.", where="policy.smooth")
-    if wanted == "off" or statistics is None:
+    # Another tool's ranges, and a builder that quantizes by itself, know the tensors as they were.
+    foreign = run.recipe.calibration.cache is not None or run.recipe.builder.quantization == "implicit"
+    if statistics is None or (foreign and not given):
         return found
     inputs = models.inputs(models.load(canonical.path))
     data = run.open(run.recipe.calibration, exported, inputs)
+    if data is None and not given:
+        return found
     if data is None:
         raise RecipeError(
             "Smoothing needs the calibration data again, to see what it does to the activations.",
@@ -64,6 +70,9 @@ def smooth(
         )
     mask = run.mask(inputs)
     for name, made in plans.items():
+        wanted = smoothing_for(run.recipe.policy, name)
+        if wanted == "off":
+            continue
         smoothable = groups(models.load(canonical.path), made)
         if made.dynamic or not smoothable:
             continue
@@ -73,6 +82,7 @@ def smooth(
         def produce(
             work: Path,
             made: PrecisionPlan = made,
+            wanted: str | float = wanted,
             files: tuple[str, str, str] = (graph, sketches, choices),
         ) -> dict[str, Any]:
             options = SearchOptions(
@@ -112,6 +122,7 @@ def smooth(
             path=result.paths[graph],
             statistics=_together(statistics, again),
             files=(run.directory / STATISTICS, result.paths[sketches]),
+            before=plain,
         )
     return found
 

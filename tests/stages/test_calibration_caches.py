@@ -31,10 +31,16 @@ def test_ranges_leave_as_a_cache_and_come_back_from_one(tmp_path: Path) -> None:
     calibration = {"data": str(tmp_path / "data.npz"), "method": "minmax"}
     to_ranges = BuildOptions(until="ranges")
 
-    build(parse({"source": source, "calibration": calibration, **rest}), tmp_path / "a", options=to_ranges)
+    plain = {**rest, "policy": {**rest.get("policy", {}), "smooth": "off"}}
+    build(parse({"source": source, "calibration": calibration, **plain}), tmp_path / "a", options=to_ranges)
     written = cache_file.read(tmp_path / "a/calibration/minmax.cache")
     assert len(written) == 2
     assert written == pytest.approx(_scales(tmp_path / "a"))
+
+    # Whoever reads the cache has the float model without smoothing, so it is the same with it.
+    build(parse({"source": source, "calibration": calibration, **rest}), tmp_path / "smoothed", options=to_ranges)
+    assert cache_file.read(tmp_path / "smoothed/calibration/minmax.cache") == written
+    assert set(_scales(tmp_path / "smoothed")) != set(written)
 
     foreign = {"cache": str(tmp_path / "a/calibration/minmax.cache")}
     build(parse({"source": source, "calibration": foreign, **rest}), tmp_path / "b", options=to_ranges)
