@@ -22,6 +22,10 @@ NEEDS: dict[Precision, tuple[int, int]] = {
 RTX compiles them). INT4 is a storage type: the products are FP16's."""
 
 
+INT4_BLOCKS = (64, 128)
+"""Blocks of INT4 weights that TensorRT documents."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A device that engines are made for.
@@ -123,6 +127,20 @@ def target(name: str) -> Target:
         where="targets",
         fix=f"The targets are: {', '.join(TARGETS)}.",
     )
+
+
+def check_block(device: Target, block_size: int) -> None:
+    """Refuse a block of INT4 weights that the device's runtime does not document.
+
+    Raises:
+        RecipeError: TensorRT takes blocks of 64 and 128.
+    """
+    if device.runtime == "tensorrt" and block_size not in INT4_BLOCKS:
+        raise RecipeError(
+            f"TensorRT takes INT4 weights in blocks of {' and '.join(map(str, INT4_BLOCKS))}, not of {block_size}.",
+            where=f"target {device.name}, policy.block_size",
+            fix="Use 64 or 128; 32 is for cpu and RTX targets.",
+        )
 
 
 def check_precision(device: Target, precision: Precision) -> None:

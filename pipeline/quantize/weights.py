@@ -78,16 +78,16 @@ def round_to_nearest(
 def _in_blocks(
     value: ir.Value, spec: QuantSpec, *, axis: int | None, scale_dtype: type[np.floating]
 ) -> QuantizedWeight:
-    """Quantize a matrix in blocks along the axis that is not the output channels'."""
+    """Quantize a matrix in blocks along the axis that is not the output channels'; each has the scale of least squared error."""
     assert value.const_value is not None
     assert spec.block is not None
     block, summed = spec.block, 1 - (axis or 0)
     weight = models.read(value.const_value)
-    pieces = np.split(np.abs(weight), weight.shape[summed] // block, axis=summed)
-    amax = np.stack([piece.max(axis=summed) for piece in pieces], axis=summed).astype(np.float32)
-    if not np.all(np.isfinite(amax)):
+    if not np.all(np.isfinite(weight)):
         raise _not_finite(value.name or "")
-    scale = _scale(amax, spec, scale_dtype, None)
+    by_rows = weight if summed == 0 else weight.T
+    found = block_scales(by_rows, spec, np.ones(len(by_rows)), scale_dtype)
+    scale = found if summed == 0 else np.ascontiguousarray(found.T)
     lazy = _lazy(value, spec, lambda: np.repeat(scale, block, axis=summed))
     return QuantizedWeight(tensor=lazy, scale=scale, axis=summed, block=block)
 

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from calibrators.data.open import check_place, open_data
 from calibrators.data.spec import DataSpec
-from engines.target import Target, check_precision
+from engines.target import Target, check_block, check_precision
 from engines.target import target as find_target
 from pipeline.content import write_atomically
 from pipeline.errors import RecipeError
@@ -203,5 +203,7 @@ class Run:
             for precision in (*asked, *rules):
                 if not (device.compute_capability is None and precision is Precision.FP16):
                     check_precision(device, precision)
+            if Precision.INT4 in (*asked, *rules):
+                check_block(device, self.recipe.policy.block_size)
             families.setdefault(family(device, self.recipe.policy), []).append(device)
         return families
