@@ -1,7 +1,8 @@
 """Apply smoothing to a graph: ``(x - z) / s`` in front of the GEMMs, ``s`` in their weights, ``z @ W`` behind them.
 
 The elementwise nodes stand between the tensor and its quantizer, where a GPU's compiler merges them with the quantizing
-kernel. Where a LayerNormalization makes the tensor for these GEMMs alone, its scale and bias absorb them instead.
+kernel. Where a LayerNormalization makes the tensor for these GEMMs alone, its scale and bias absorb them instead, and where
+the maker multiplies each channel by a constant (an RMS norm), that constant absorbs ``1 / s``.
 """
 
 from __future__ import annotations
@@ -51,10 +52,16 @@ class _Applier:
         return tuple(made)
 
     def _activation(self, value: ir.Value, readers: list[ir.Node], smoothing: Smoothing) -> str:
-        norm = value.producer()
-        if norm is not None and _absorbs(norm, value, readers):
-            self._into_norm(norm, smoothing)
-            return value.name or ""
+        maker = value.producer()
+        alone = {r for r, _ in value.uses()} == set(readers) and not value.is_graph_output()
+        if maker is not None and alone:
+            if _is_norm(maker):
+                self._into_norm(maker, smoothing)
+                return value.name or ""
+            index = _gain(maker)
+            if index is not None and not smoothing.shifted:
+                self._into_gain(maker, index, smoothing)
+                return value.name or ""
         new, current = [], value
         steps = [("Sub", smoothing.shift)] if smoothing.shifted else []
         for kind, operand in (*steps, ("Mul", _inverse(smoothing.scale))):
@@ -86,6 +93,13 @@ class _Applier:
             if bias is None:
                 norm.resize_inputs(3)
             norm.replace_input_with(2, constant)
+
+    def _into_gain(self, maker: ir.Node, index: int, smoothing: Smoothing) -> None:
+        gain = maker.inputs[index]
+        assert gain is not None
+        assert gain.const_value is not None
+        scaled = gain.const_value.numpy() * _inverse(smoothing.scale)
+        maker.replace_input_with(index, self._constant(f"{gain.name}_smoothed", scaled, gain))
 
     def _weight(self, node: ir.Node, smoothing: Smoothing) -> None:
         what = operands(node)
@@ -147,17 +161,28 @@ class _Applier:
         return candidate
 
 
-def _absorbs(norm: ir.Node, value: ir.Value, readers: list[ir.Node]) -> bool:
-    """Whether a normalization over the last axis makes this tensor for these GEMMs and nobody else."""
-    if norm.op_type not in ("LayerNormalization", "RMSNormalization") or norm.domain not in ("", "ai.onnx"):
+def _is_norm(node: ir.Node) -> bool:
+    """Whether this is a LayerNormalization over the last axis whose scale and bias are constants."""
+    if node.op_type != "LayerNormalization" or node.domain not in ("", "ai.onnx"):
         return False
-    axis = norm.attributes.get("axis")
-    alone = {r for r, _ in value.uses()} == set(readers) and not value.is_graph_output()
-    weight = norm.inputs[1]
-    constants = all(v is None or v.const_value is not None for v in norm.inputs[1:])
-    last = axis is None or axis.as_int() == -1
-    plain = norm.op_type == "LayerNormalization"  # RMSNormalization has no bias to take a shift
-    return alone and constants and last and plain and weight is not None and len(weight.shape or ()) == 1
+    axis, weight = node.attributes.get("axis"), node.inputs[1]
+    constants = all(v is None or v.const_value is not None for v in node.inputs[1:])
+    return constants and (axis is None or axis.as_int() == -1) and weight is not None and len(weight.shape or ()) == 1
+
+
+def _gain(node: ir.Node) -> int | None:
+    """Return which input multiplies every channel by a constant: an RMS norm's last step, or an RMSNormalization's scale."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("Mul", "RMSNormalization"):
+        return None
+    axis = node.attributes.get("axis")
+    if node.op_type == "RMSNormalization" and not (axis is None or axis.as_int() == -1):
+        return None
+    output = node.outputs[0]
+    channels = output.shape[-1] if output.shape is not None and len(output.shape) else None
+    for index, value in enumerate(node.inputs):
+        if value is not None and value.const_value is not None and tuple(value.const_value.shape) == (channels,):
+            return index
+    return None
 
 
 def _inverse(scale: F32) -> F32:

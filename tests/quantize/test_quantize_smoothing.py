@@ -95,6 +95,35 @@ def test_the_float_function_stays(tmp_path: Path, shared: bool, gemm: bool, fami
     assert np.abs(got - expected).max() / np.abs(expected).max() <= 1e-5
 
 
+def test_an_rms_norm_s_gain_takes_the_scale_in(tmp_path: Path) -> None:
+    draw = np.random.default_rng(8)
+    weights = {"w": draw.normal(size=(WIDTH, 24)).astype(np.float32), "g": draw.uniform(1, 2, WIDTH).astype(np.float32)}
+    weights |= {"two": np.float32([2.0]), "tiny": np.float32([1e-6])}
+    nodes = [
+        helper.make_node("Pow", ["x", "two"], ["x2"], name="square"),
+        helper.make_node("ReduceMean", ["x2"], ["m"], name="mean", keepdims=1, noop_with_empty_axes=1),
+        helper.make_node("Add", ["m", "tiny"], ["e"], name="eps"),
+        helper.make_node("Sqrt", ["e"], ["d"], name="root"),
+        helper.make_node("Div", ["x", "d"], ["n"], name="divide"),
+        helper.make_node("Mul", ["g", "n"], ["h"], name="gain"),
+        helper.make_node("MatMul", ["h", "w"], ["y"], name="one"),
+    ]
+    path = graphs.save(tmp_path / "m.onnx", nodes, [("x", ["b", WIDTH])], [("y", ["b", 24])], weights)
+    plan = plan_for(path, "cpu", {"one"})  # asymmetric: no shift
+    feeds = {"x": outlying(200)}
+    chosen = by_tensor(search(path, plan, tapped(path, feeds, ["h"]), [feeds], SearchOptions(alpha=0.8)))
+    model = models.load(path)
+    before = len(model.graph)
+    assert apply(model, chosen) == ("h",)
+    assert len(model.graph) == before
+    models.save(model, tmp_path / "smoothed.onnx")
+    with OnnxRuntimeRunner(path) as one, OnnxRuntimeRunner(tmp_path / "smoothed.onnx") as two:
+        expected, got = one.infer(feeds)["y"], two.infer(feeds)["y"]
+    assert np.abs(got - expected).max() / np.abs(expected).max() <= 1e-5
+    gain = next(n for n in model.graph if n.name == "gain").inputs[0]
+    np.testing.assert_allclose(gain.const_value.numpy(), weights["g"] / chosen["h"].scale, rtol=1e-6)
+
+
 def test_alpha_moves_what_the_paper_s_formula_says(tmp_path: Path) -> None:
     path, weights = graphs.mlp(tmp_path / "m.onnx")
     plan = plan_for(path, "cpu", {"up"})
