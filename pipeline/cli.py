@@ -24,6 +24,7 @@ from pipeline.cli_recipe import recipe_of, source_of
 from pipeline.errors import PipelineError, RecipeError
 
 if TYPE_CHECKING:
+    from pipeline.build import BuildResult
     from pipeline.recipe import Recipe
 
 _DIRECTORY, _DEBUG = "pipeline.directory", "pipeline.debug"
@@ -156,8 +157,21 @@ def compile_(ctx: typer.Context, flags: Flags) -> None:
 @app.command(cls=RecipeCommand)
 @takes(Flags)
 def validate(ctx: typer.Context, flags: Flags) -> None:
-    """Measure the engines on held-out data and judge the gates; stored measurements are judged without running."""
-    _build(ctx, flags, until="validate")
+    """Measure the engines on held-out data and judge the gates; stored measurements are judged without running.
+
+    Given a build directory instead of a model, on a machine with a GPU of its targets: builds that engine and an FP16 one
+    beside it from what the directory holds, and measures both there.
+    """
+    if flags.model is None or not Path(flags.model, ".stages/recipe.json").is_file():
+        _build(ctx, flags, until="validate")
+        return
+    from pipeline.measuring import measure_build
+
+    ctx.meta[_DIRECTORY] = Path(flags.model)
+    with output.watching() as progress:
+        result = measure_build(Path(flags.model), targets=flags.target or (), progress=progress)
+    _show(flags, result)
+    raise typer.Exit(result.exit_code)
 
 
 @app.command(cls=RecipeCommand)
@@ -336,16 +350,20 @@ def _build(ctx: typer.Context, flags: Flags, *, until: str | None = None, **more
             options=BuildOptions(until=until, force=flags.force, from_stage=flags.from_stage, **more),
             progress=progress,
         )
+    if more.get("dry_run") and not flags.json:
+        _show_plans(result.directory)
+    _show(flags, result)
+    if more.get("dry_run") and not flags.json:
+        output.show(f"every node: python -m pipeline inspect -v {result.directory / 'dry-run'}")
+    raise typer.Exit(result.exit_code)
+
+
+def _show(flags: Flags, result: BuildResult) -> None:
     if flags.json:
         facts = {"directory": str(result.directory), "exit_code": result.exit_code, "report": result.report}
         output.show_json(facts)
     else:
-        if more.get("dry_run"):
-            _show_plans(result.directory)
         output.show(result.summary)
-        if more.get("dry_run"):
-            output.show(f"every node: python -m pipeline inspect -v {result.directory / 'dry-run'}")
-    raise typer.Exit(result.exit_code)
 
 
 def _show_plans(directory: Path) -> None:

@@ -232,6 +232,9 @@ class Validation(Data):
     """Measure latency against FP32."""
     latency_batches: Annotated[tuple[int, ...], BeforeValidator(_listed)] = (1, 8)
     """Batch sizes to time."""
+    kept_samples: int = Field(default=64, ge=0)
+    """With a GPU among the targets, so many held-out samples (32 MB at most) are kept in the build directory, so that the
+    GPU's machine measures with it alone; 0 keeps none."""
 
     @model_validator(mode="after")
     def _gates(self) -> Self:

@@ -44,10 +44,12 @@ def headlines(report: Report) -> tuple[Headline, ...]:
     return tuple(_headline(report, name) for name in names)
 
 
-def slower_than_fp32(report: Report) -> str:
+def slower_engines(report: Report) -> str:
     """Return the sentence that says where quantizing made the model slower; empty if nowhere (or not measured)."""
     found = [f"{h.target}: {', '.join(h.slower)}" for h in headlines(report) if h.slower]
-    return f"The engine is SLOWER than FP32. {'; '.join(found)}." if found else ""
+    rows = [r for v in report.validation.values() for r in batches(v) if r.beside and r.beside[2] < 1]
+    names = " and ".join(sorted({r.beside[0] for r in rows if r.beside}))
+    return f"The engine is SLOWER than {names}. {'; '.join(found)}." if found else ""
 
 
 def worst_output(validation: Validation) -> tuple[str, OutputMetrics] | None:
@@ -99,13 +101,14 @@ def _headline(report: Report, name: str) -> Headline:
         size_share=share,
         accuracy=tuple(_accuracy(validation)),
         latency=tuple(
-            f"batch {r.batch}: {milliseconds(r.p50)}, FP32 {milliseconds(r.fp32.p50)} ({times(r.speedup)})"
+            f"batch {r.batch}: {milliseconds(r.p50)}"
+            + (f", {r.beside[0]} {milliseconds(r.beside[1].p50)} ({times(r.beside[2])})" if r.beside else "")
             for r in rows
         ),
         slower=tuple(
-            f"batch {r.batch} takes {milliseconds(r.p50)}, FP32 {milliseconds(r.fp32.p50)}"
+            f"batch {r.batch} takes {milliseconds(r.p50)}, {r.beside[0]} {milliseconds(r.beside[1].p50)}"
             for r in rows
-            if r.speedup < 1
+            if r.beside and r.beside[2] < 1
         ),
         simulated=validation.mode in (Mode.SIMULATED, Mode.EMULATED),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.errors import MissingError
 from pipeline.report import figures
 from pipeline.report.contract import Report, write_text
-from pipeline.report.headline import Headline, batches, headlines, slower_than_fp32, worst_figure
+from pipeline.report.headline import Headline, batches, headlines, slower_engines, worst_figure
 
 _TEMPLATE = "report.html.j2"
 _VERDICTS = {"passed": "passed", "failed": "failed", "not_measured": figures.NOT_MEASURED}
@@ -64,7 +64,7 @@ def _context(report: Report) -> dict[str, Any]:
         "headlines": found,
         "verdict": str(report.verdict),
         "verdict_words": _VERDICTS,
-        "slower": slower_than_fp32(report),
+        "slower": slower_engines(report),
         "batches": {name: batches(validation) for name, validation in report.validation.items()},
         "worst": {name: worst_figure(validation) for name, validation in report.validation.items()},
         "precisions": _precisions(report),
@@ -90,4 +90,4 @@ def _precisions(report: Report) -> dict[str, list[tuple[str, int, float]]]:
 def _axis(report: Report, headline: Headline) -> float:
     """Return the largest median of a target, in ms: the full width of its latency bars."""
     rows = batches(report.validation[headline.target])
-    return max((max(row.p50, row.fp32.p50) for row in rows), default=0.0)
+    return max((max(row.p50, row.beside[1].p50 if row.beside else 0.0) for row in rows), default=0.0)

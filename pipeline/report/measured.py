@@ -90,23 +90,37 @@ class Timing(Part):
     p90: float
     min: float
     max: float
-    cpu_p50: float
-    """Process CPU time, all threads."""
+    cpu_p50: float | None
+    """Process CPU time, all threads; null on a GPU."""
 
 
 class BatchLatency(Timing):
-    """The engine's times at one batch size, and FP32's from the same interleaved run."""
+    """The engine's times at one batch size, and from the same interleaved run FP32's (CPU) or an FP16 engine's (GPU)."""
 
     batch: int
     runs: int
     """Timed repeats of each."""
-    fp32: Timing
-    speedup: float
+    fp32: Timing | None
+    """Null on a GPU, where nobody would serve FP32."""
+    fp16: Timing | None
+    """The FP16 engine of the same model; null on a CPU."""
+    speedup: float | None
     """FP32's median over the engine's; above 1 the engine is faster."""
-    speedup_min: float
+    speedup_min: float | None
     """The same of the minima."""
     speedup_cpu: float | None
     """The same of the CPU times."""
+    speedup_fp16: float | None
+    """The FP16 engine's median over the engine's."""
+
+    @property
+    def beside(self) -> tuple[str, Timing, float] | None:
+        """What the engine is compared with: its name, its times, and its median over the engine's."""
+        if self.fp32 is not None and self.speedup is not None:
+            return "FP32", self.fp32, self.speedup
+        if self.fp16 is not None and self.speedup_fp16 is not None:
+            return "FP16", self.fp16, self.speedup_fp16
+        return None
 
 
 class LayerLoss(Part):
@@ -143,6 +157,8 @@ class Validation(Part):
     samples: int | None
     threads: int | None
     """Intra-op threads; 0 is one per core."""
+    device: str | None
+    """GPU, driver and TensorRT that the engine ran with; null where it ran on a CPU or not at all."""
     outputs: Sorted[OutputMetrics] | None
     """What the gates judge: of the engine if it ran, else of the simulation."""
     stages: Sorted[Sorted[OutputMetrics] | None]
@@ -167,6 +183,7 @@ def nothing_measured(reason: str) -> Validation:
         mode=None,
         samples=None,
         threads=None,
+        device=None,
         outputs=None,
         stages={"engine": None, "qdq_plain": None},
         task=None,

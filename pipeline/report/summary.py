@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.report.contract import Report, TargetStatus
 from pipeline.report.figures import NOT_MEASURED, number, seconds
-from pipeline.report.headline import Headline, headlines, slower_than_fp32
+from pipeline.report.headline import Headline, headlines, slower_engines
 from pipeline.report.measured import Gate, VerdictStatus
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ _WORDS = {
     VerdictStatus.FAILED: "FAILED",
     VerdictStatus.NOT_MEASURED: NOT_MEASURED,
 }
+HELD_OUT = "validation/heldout.npz"
+"""Samples kept in a build directory, so that a GPU can measure with it alone."""
 _STYLES = {"passed": "bold green", "FAILED": "bold red", NOT_MEASURED: "bold yellow"}
 
 
@@ -31,10 +33,10 @@ def summary_lines(report: Report, folder: Path) -> list[str]:
         report: The build's report.
         folder: The build directory, as the user should read it.
     """
-    slower = slower_than_fp32(report)
+    slower = slower_engines(report)
     lines = [slower] if slower else []
     for headline in headlines(report):
-        lines += _target(report, headline)
+        lines += _target(report, headline, folder)
     fresh = [stage.seconds for stage in report.stages if stage.fresh]
     if report.stages:
         kept = len(report.stages) - len(fresh)
@@ -63,7 +65,7 @@ def summary_text(report: Report, folder: Path) -> Text:
     return text
 
 
-def _target(report: Report, headline: Headline) -> list[str]:
+def _target(report: Report, headline: Headline, folder: Path) -> list[str]:
     name = headline.target
     if headline.status is not TargetStatus.BUILT:
         status = str(headline.status).replace("_", " ")
@@ -78,7 +80,12 @@ def _target(report: Report, headline: Headline) -> list[str]:
     if headline.status is TargetStatus.BUILT:
         return [*lines, f"size      {headline.size}", *figures]
     # Without an engine most figures do not exist; the verdict line has said "not measured" once.
-    return lines + [line for line in figures if not line.endswith(NOT_MEASURED)]
+    lines += [line for line in figures if not line.endswith(NOT_MEASURED)]
+    if headline.simulated and (folder / HELD_OUT).is_file():
+        lines.append(
+            f"measure   there: python -m pipeline validate {folder} --target {name} (it needs this folder only)"
+        )
+    return lines
 
 
 def _gate(gate: Gate) -> str:

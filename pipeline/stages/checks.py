@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engines.compile_check import CHECKABLE, available, checked_capability, compile_check
 from engines.compiled_layers import CompiledLayers
@@ -51,23 +52,28 @@ def build_or_check(run: Run, made: Variants, family: str, device: Target) -> Eng
 
 def _build(run: Run, made: Variants, checked: Engine) -> tuple[Path, float]:
     variant, name = made.variants[checked.family], checked.target.name
-    shapes = _shapes(run, made)
-    options = BuilderOptions.from_dict(run.recipe.builder.model_dump(mode="json"))
-    profiles = profiles_for(options, variant, shapes, run.recipe.triton.max_batch_size)
-    options = replace(options, profiles=tuple(profiles))
+    key = builder_inputs(run, made, variant, checked.target)
     plan, manifest = f"engines/{name}/model.plan", f"engines/{name}/manifest.json"
 
     def produce(work: Path) -> None:
-        build_engine(variant, checked.target, options, shapes, progress=run.progress).write((work / plan).parent)
+        options = BuilderOptions.from_dict(key["options"])
+        build_engine(variant, checked.target, options, key["shapes"], progress=run.progress).write((work / plan).parent)
 
-    key = {
-        "variant": variant,
-        "tensorrt": installed(Flavour(checked.target.runtime)),
-        "options": options.to_dict(),
-        "shapes": shapes,
-    }
     result = run.stage(f"engines/{name}", key, [plan, manifest], produce)
     return result.paths[plan], result.seconds
+
+
+def builder_inputs(run: Run, made: Variants, onnx: Path, device: Target) -> dict[str, Any]:
+    """Return what an engine depends on: the graph, TensorRT's version, options with profiles, usual shapes."""
+    shapes = usual_shapes(run, made)
+    options = BuilderOptions.from_dict(run.recipe.builder.model_dump(mode="json"))
+    profiles = profiles_for(options, onnx, shapes, run.recipe.triton.max_batch_size)
+    return {
+        "variant": onnx,
+        "tensorrt": installed(Flavour(device.runtime)),
+        "options": replace(options, profiles=tuple(profiles)).to_dict(),
+        "shapes": shapes,
+    }
 
 
 def _check(run: Run, made: Variants, family: str, device: Target) -> Engine:
@@ -120,14 +126,14 @@ def _compiled(run: Run, made: Variants, family: str, name: str, capability: tupl
     variant, plan = made.variants[family], made.plans[family]
     out, beside = f"checks/{name}/compiled.json", f"checks/{name}/compiled.fp16.json"
     compare = bool(plan.quantized())
-    shapes = _shapes(run, made)
+    shapes = usual_shapes(run, made)
 
     def produce(work: Path) -> None:
         layers = compile_check(variant, capability, shapes)
         (work / out).write_text(layers.to_json(), encoding="utf-8")
         if compare:
             with tempfile.TemporaryDirectory(dir=work) as folder:
-                fp16 = quantize(made.canonical.path, _in_fp16(plan), (), Path(folder) / "model.onnx").path
+                fp16 = quantize(made.canonical.path, in_fp16(plan), (), Path(folder) / "model.onnx").path
                 layers = compile_check(fp16, capability, shapes)
             (work / beside).write_text(layers.to_json(), encoding="utf-8")
 
@@ -141,7 +147,7 @@ def _compiled(run: Run, made: Variants, family: str, name: str, capability: tupl
     return Check(layers=layers, fp16=fp16, proxy_for=None), result.seconds
 
 
-def _in_fp16(plan: PrecisionPlan) -> PrecisionPlan:
+def in_fp16(plan: PrecisionPlan) -> PrecisionPlan:
     """Return the plan with every quantized node in FP16 instead; FP32 islands stay."""
     nodes = tuple(replace(n, precision=Precision.FP16) if n.precision.quantized else n for n in plan.nodes)
     return replace(plan, family="gpu-fp16", formats={}, nodes=nodes)
@@ -160,7 +166,7 @@ def _say_if_nothing_gained(found: Check, device: Target) -> None:
         )
 
 
-def _shapes(run: Run, made: Variants) -> dict[str, tuple[int, ...]]:
+def usual_shapes(run: Run, made: Variants) -> dict[str, tuple[int, ...]]:
     """Return a concrete shape for every input: a real batch's where the recipe has data."""
     inputs = models.inputs(models.load(made.canonical.path))
     recipe = run.recipe

@@ -67,6 +67,23 @@ def write_reports(run: Run, made: Variants, outcome: Outcome) -> contract.Report
     return report
 
 
+def update_report(directory: Path, made: Variants, outcome: Outcome) -> contract.Report:
+    """Write the reports of a finished build again, with what was built and measured since, and return the report."""
+    path = directory / "report.json"
+    report = contract.Report.from_json(path.read_text(encoding="utf-8"), where=str(path))
+    targets, validation = dict(report.targets), dict(report.validation)
+    for engine in outcome.engines:
+        name = engine.target.name
+        now = _target(directory, engine, made.plans[engine.family])
+        # A check of the compiled layers may have been made on another machine.
+        targets[name] = now if now.compiled else now.model_copy(update={"compiled": targets[name].compiled})
+        validation[name] = _validation(outcome, name)
+    report = report.model_copy(update={"targets": targets, "validation": validation})
+    contract.write_json(report, path)
+    write_html(report, directory / "report.html")
+    return report
+
+
 def _outputs(run: Run) -> list[Path]:
     """Return the files that this run made or kept; what a build with another recipe left behind is not its own."""
     places = {place for result in run.results for place in result.paths.values()}

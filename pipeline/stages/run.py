@@ -140,13 +140,17 @@ class Run:
                 check_place(section.data)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Hold the build directory and gather notices; stop quietly after the stage that was asked for last."""
+    def running(self, *, record: bool = True) -> Iterator[None]:
+        """Hold the build directory and gather notices; stop quietly after the stage that was asked for last.
+
+        Args:
+            record: Keep the recipe as the directory's own.
+        """
         if self.options.until is not None and self.options.until not in STAGES:
             raise RecipeError(f"There is no stage {self.options.until!r}.", fix=f"Stages are {', '.join(STAGES)}.")
         with self.store.locked(), collecting() as notices:
             self.notices = notices
-            if not self.options.dry_run:
+            if record and not self.options.dry_run:
                 write_atomically(self.directory / RECIPE, json.dumps(to_dict(self.recipe), indent=1) + "\n")
             with contextlib.suppress(Reached):
                 yield

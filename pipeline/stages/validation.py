@@ -12,9 +12,12 @@ from pipeline.notices import notice
 from pipeline.recipe import Validation
 from pipeline.sources.export import Exported
 from pipeline.stages.engine import Engine
+from pipeline.stages.gpu import engine_on_gpu
+from pipeline.stages.heldout import keep_heldout
 from pipeline.stages.run import Run
 from pipeline.stages.variants import Variants
 from pipeline.types import CalibrationData, Range, TensorInfo
+from pipeline.validation.engine_on_gpu import GpuEngine
 from pipeline.validation.latency import LatencyOptions
 from pipeline.validation.layers import LayerOptions
 from pipeline.validation.measurement import Measurements, Mode
@@ -27,26 +30,36 @@ from pipeline.validation.validate import validate as measure
 
 def validate(run: Run, made: Variants, engines: tuple[Engine, ...]) -> dict[str, Measurements]:
     """What every target costs in accuracy and gains in speed, on held-out data; empty without such data."""
-    inputs = models.inputs(models.load(made.canonical.path))
-    data = run.open(run.recipe.validate_, made.exported, inputs)
+    inputs, section = models.inputs(models.load(made.canonical.path)), run.recipe.validate_
+    data = run.open(section, made.exported, inputs)
     if data is None:
         notice("not-validated", "No held-out data was given (--validate DATA), so nothing was measured.")
         return {}
+    if section.kept_samples and any(device.compute_capability for device in run.targets.values()):
+        keep_heldout(run, data)
     measured: dict[str, Measurements] = {}
+    found = {}
     for engine in engines:
+        gpu = engine_on_gpu(run, made, engine)
         # Targets that are simulated run the same graph, so it is measured once for all of them.
-        name = engine.target.name if engine.runs_here else engine.family
+        name = engine.target.name if engine.runs_here or gpu is not None else engine.family
         if name not in measured:
-            measured[name] = _measured(run, made, engine, data, inputs)
-    return {e.target.name: measured[e.target.name if e.runs_here else e.family] for e in engines}
+            measured[name] = _measured(run, made, engine, gpu, data, inputs)
+        found[engine.target.name] = measured[name]
+    return found
 
 
 def _measured(
-    run: Run, made: Variants, engine: Engine, data: CalibrationData, inputs: tuple[TensorInfo, ...]
+    run: Run,
+    made: Variants,
+    engine: Engine,
+    gpu: GpuEngine | None,
+    data: CalibrationData,
+    inputs: tuple[TensorInfo, ...],
 ) -> Measurements:
     """Return what one engine, or one variant that stands in for several, costs and gains."""
     section, fp32 = run.recipe.validate_, made.canonical.path
-    built = engine.runs_here
+    built = engine.runs_here or gpu is not None
     name = engine.target.name if built else engine.family
     out = f"engines/{name}/measurements.json" if built else f"variants/{name}/measurements.json"
 
@@ -55,6 +68,7 @@ def _measured(
         nodes = tuple(n.node for n in made.plans[engine.family].quantized())
         options = ValidateOptions(
             mode=Mode.MEASURED if built else Mode.SIMULATED,
+            engine=gpu,
             threads=run.recipe.threads,
             task=open_task(_with_tokenizer(section, made.exported), inputs),
             latency=LatencyOptions(batches=section.latency_batches) if section.latency else None,
@@ -69,8 +83,9 @@ def _measured(
         "measured": built,
         "data": data.digest(),
         "labels": Path(section.labels) if section.labels else None,
-        "section": section.model_dump(mode="json", exclude={"gates"}),
+        "section": section.model_dump(mode="json", exclude={"gates", "kept_samples"}),
         "threads": run.recipe.threads,
+        "gpu": [gpu.plan, gpu.fp16, gpu.device] if gpu is not None else None,
     }
     path = run.stage(f"validate/{name}", key, [out], produce).paths[out]
     return Measurements.from_dict(json.loads(path.read_text(encoding="utf-8")), where=str(path))
@@ -90,8 +105,10 @@ def _check_heldout(
 ) -> None:
     check_data(data, name="held-out data")
     used = run.open(run.recipe.calibration, made.exported, inputs)
+    if used is None or not made.ranges[family]:
+        return
     ranges, graph = made.ranges[family], made.floats[family]
-    if used is None or not ranges or graph.statistics is None:
+    if graph.statistics is None:
         return
     overlap(used, data)
     seen = graph.statistics

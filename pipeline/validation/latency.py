@@ -110,6 +110,7 @@ def _time(
         if repeat + 1 >= options.min_repeats and time.monotonic() > deadline:
             break
     fp32, own_times = (_summary(wall[i], cpu[i]) for i in (0, 1))
+    fp32_cpu, own_cpu = (float(np.median(cpu[i])) for i in (0, 1))
     return BatchLatency(
         batch=batch,
         runs=len(wall[0]),
@@ -122,7 +123,7 @@ def _time(
         speedup=fp32.p50 / own_times.p50,
         speedup_min=fp32.min / own_times.min,
         # A model so small that the CPU clock did not tick has no CPU ratio.
-        speedup_cpu=fp32.cpu_p50 / own_times.cpu_p50 if own_times.cpu_p50 > 0 else None,
+        speedup_cpu=fp32_cpu / own_cpu if own_cpu > 0 else None,
     )
 
 

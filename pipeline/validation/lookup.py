@@ -23,6 +23,11 @@ HIGHER_IS_BETTER = {
 }
 OUTPUT_METRICS = tuple(HIGHER_IS_BETTER)
 LATENCY = ("p50", "p90", "min", "max", "cpu_p50")
+SPEEDUPS = {
+    "speedup": "FP32 is not timed on a GPU; gate on speedup_fp16 there",
+    "speedup_fp16": "no FP16 engine was timed; it is on a GPU",
+}
+"""Ratios of latencies, and why one may be missing where latency was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +66,22 @@ def find(measurements: Measurements, key: str) -> Found:
             reference=measurements.fp32_bytes,
             reason=None if measurements.engine_bytes is not None else _why(measurements, "engine_bytes"),
         )
-    if parts[0] == "speedup":
+    if parts[0] in SPEEDUPS:
         batch = _batch(measurements, parts[1] if len(parts) == 2 else None)
-        return Found(value=batch.speedup) if isinstance(batch, BatchLatency) else batch
+        if not isinstance(batch, BatchLatency):
+            return batch
+        value = batch.speedup if parts[0] == "speedup" else batch.speedup_fp16
+        return Found(value=value, reason=None if value is not None else SPEEDUPS[parts[0]])
     batch = _batch(measurements, parts[1] if len(parts) == 3 else None)
     if not isinstance(batch, BatchLatency):
         return batch
     # FP32's Timing has every latency key that the engine's own times have.
-    return Found(value=getattr(batch, parts[-1]), reference=getattr(batch.fp32, parts[-1]))
+    value = getattr(batch, parts[-1])
+    return Found(
+        value=value,
+        reference=getattr(batch.fp32, parts[-1]) if batch.fp32 is not None else None,
+        reason=None if value is not None else "CUDA events time kernels, not the process",
+    )
 
 
 def require(name: str, known: Iterable[str], where: str, *, prefix: str = "") -> None:

@@ -88,7 +88,10 @@ class TaskMeasurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Times of one model at one batch size, in milliseconds a batch; ``cpu_p50`` is process CPU time (all threads)."""
+    """Times of one model at one batch size, in milliseconds a batch.
+
+    ``cpu_p50`` is process CPU time (all threads); ``None`` on a GPU.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -96,22 +99,24 @@ class Timing:
     p90: float
     min: float
     max: float
-    cpu_p50: float
+    cpu_p50: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLatency:
-    """The engine's times at one batch size, beside FP32's from the same interleaved run.
+    """The engine's times at one batch size, beside FP32's (on a CPU) or FP16's (on a GPU) from the same interleaved run.
 
     Attributes:
         batch: Samples a batch.
         runs: Timed repeats of each model.
         p50: Median, ms; ``p90``, ``min``, ``max`` likewise.
-        cpu_p50: Median process CPU time, ms, all threads.
-        fp32: FP32's times.
+        cpu_p50: Median process CPU time, ms, all threads; ``None`` on a GPU, where CUDA events time the kernels.
+        fp32: FP32's times; ``None`` on a GPU, where nobody would serve FP32.
+        fp16: Times of the FP16 engine of the same model; ``None`` on a CPU.
         speedup: FP32's median over the engine's; above 1 the engine is faster.
         speedup_min: The same of the minima, which other load on the machine disturbs least.
         speedup_cpu: The same of the CPU times.
+        speedup_fp16: The FP16 engine's median over the engine's.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -122,11 +127,13 @@ class BatchLatency:
     p90: float
     min: float
     max: float
-    cpu_p50: float
-    fp32: Timing
-    speedup: float
-    speedup_min: float
+    cpu_p50: float | None
+    fp32: Timing | None
+    fp16: Timing | None = None
+    speedup: float | None
+    speedup_min: float | None
     speedup_cpu: float | None
+    speedup_fp16: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +163,7 @@ class Measurements:
         mode: How the candidate was run.
         samples: Validation samples read.
         threads: Intra-op threads, 0 for one per core.
+        device: GPU, driver and TensorRT that the engine ran with; ``None`` where it ran on a CPU or not at all.
         stages: FP32 against ``qdq_plain`` and against ``engine``: output name to metrics.
         task: Task metrics.
         latency_ms: ``b<batch size>`` to times.
@@ -170,6 +178,7 @@ class Measurements:
     mode: Mode
     samples: int
     threads: int
+    device: str | None = None
     stages: dict[str, dict[str, OutputMetrics] | None] = field(default_factory=lambda: dict.fromkeys(STAGES))
     task: TaskMeasurement | None = None
     latency_ms: dict[str, BatchLatency] | None = None

@@ -6,7 +6,8 @@ A gate is a key and a condition, ``sqnr_db: ">= 20"`` or ``task.f1: ">= 99% of f
 * ``outputs.<name>.<metric>``: one output;
 * ``task.<metric>``: the engine's task metric;
 * ``latency_ms.p50`` or ``.p90``: the smallest batch size measured, ``latency_ms.b8.p90`` that of batch 8;
-* ``speedup``, ``speedup.b8``: FP32's median latency over the engine's;
+* ``speedup``, ``speedup.b8``: FP32's median latency over the engine's (on a CPU); ``speedup_fp16``, ``speedup_fp16.b8``: the
+  FP16 engine's over the engine's (on a GPU);
 * ``engine_bytes``.
 
 ``% of fp32`` is allowed where FP32 has the same figure: task metrics, latency and size.
@@ -23,7 +24,7 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline.errors import RecipeError
-from pipeline.validation.lookup import LATENCY, OUTPUT_METRICS, find, require
+from pipeline.validation.lookup import LATENCY, OUTPUT_METRICS, SPEEDUPS, find, require
 from pipeline.validation.measurement import Measurements
 
 _CONDITION = re.compile(
@@ -180,7 +181,7 @@ def _judge_one(measurements: Measurements, threshold: Threshold) -> GateResult:
 def _check_key(key: str, where: str) -> None:
     """Refuse a key that no measurement can have."""
     parts = key.split(".")
-    if key in (*OUTPUT_METRICS, "speedup", "engine_bytes"):
+    if key in (*OUTPUT_METRICS, *SPEEDUPS, "engine_bytes"):
         return
     if parts[0] == "outputs" and len(parts) >= 3:
         require(parts[-1], OUTPUT_METRICS, where, prefix=".".join(parts[:-1]) + ".")
@@ -190,7 +191,7 @@ def _check_key(key: str, where: str) -> None:
     if parts[0] == "latency_ms" and (len(parts) == 2 or (len(parts) == 3 and _BATCH.fullmatch(parts[1]))):
         require(parts[-1], LATENCY, where, prefix=".".join(parts[:-1]) + ".")
         return
-    if parts[0] == "speedup" and len(parts) == 2 and _BATCH.fullmatch(parts[1]):
+    if parts[0] in SPEEDUPS and len(parts) == 2 and _BATCH.fullmatch(parts[1]):
         return
-    known = [*OUTPUT_METRICS, "speedup", "engine_bytes", "latency_ms.p50", "latency_ms.p90", "task.accuracy", "task.f1"]
+    known = [*OUTPUT_METRICS, *SPEEDUPS, "engine_bytes", "latency_ms.p50", "latency_ms.p90", "task.accuracy", "task.f1"]
     require(key, known, where)

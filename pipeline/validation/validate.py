@@ -11,6 +11,7 @@ from pipeline.errors import DataError
 from pipeline.model import size_bytes
 from pipeline.notices import notice
 from pipeline.types import CalibrationData, Progress, Runner, silent
+from pipeline.validation.engine_on_gpu import GpuEngine
 from pipeline.validation.feeds import fit, mask_of, size_of
 from pipeline.validation.latency import LatencyOptions, measure_latency
 from pipeline.validation.layers import LayerOptions, rank_layers
@@ -35,8 +36,9 @@ class ValidateOptions:
     """What to measure.
 
     Attributes:
-        mode: ``measured`` runs the variant as the engine, too; the others run its Q/DQ graph only, and neither
-            latency nor engine size is theirs to give.
+        mode: ``measured`` runs the engine, too; the others run its Q/DQ graph only, and neither latency nor engine size
+            is theirs to give.
+        engine: The engine on a GPU; if not given, ``measured`` runs the variant as ONNX Runtime optimizes it.
         threads: Intra-op threads, 0 for one per core.
         task: A task to score, with FP32 and with the engine.
         latency: How to time; ``None`` leaves latency out.
@@ -44,6 +46,7 @@ class ValidateOptions:
     """
 
     mode: Mode = Mode.MEASURED
+    engine: GpuEngine | None = None
     threads: int = 0
     task: Task | None = None
     latency: LatencyOptions | None = field(default_factory=LatencyOptions)
@@ -64,7 +67,7 @@ def validate(
 
     Args:
         reference: The canonical FP32 ONNX.
-        variant: The Q/DQ ONNX (for ``measured``, as ONNX Runtime optimizes it, the engine).
+        variant: The Q/DQ ONNX (for ``measured`` without a GPU engine, as ONNX Runtime optimizes it, the engine).
         data: Held-out samples.
         options: What to measure.
         progress: Told about stages ``validate``, ``task``, ``latency`` and ``layers``.
@@ -82,13 +85,21 @@ def validate(
         plain = stack.enter_context(OnnxRuntimeRunner(variant, threads=options.threads, optimize=False))
         candidates: dict[str, Runner] = {QDQ_PLAIN: plain}
         if measured:
-            candidates[ENGINE] = stack.enter_context(OnnxRuntimeRunner(variant, threads=options.threads))
+            candidates[ENGINE] = stack.enter_context(
+                options.engine.runner()
+                if options.engine is not None
+                else OnnxRuntimeRunner(variant, threads=options.threads)
+            )
         stages, samples = _compare(fp32, candidates, data, progress)
         served = candidates.get(ENGINE, plain)
         task = _score(options.task, fp32, served, data, progress) if options.task else None
         latency = None
         if measured and options.latency:
-            latency = measure_latency(fp32, served, data, options.latency, progress=progress)
+            latency = (
+                options.engine.latency(served, data, options.latency, progress=progress)
+                if options.engine is not None
+                else measure_latency(fp32, served, data, options.latency, progress=progress)
+            )
             _say_if_slower(latency)
     layers = None
     if options.layers:
@@ -97,10 +108,11 @@ def validate(
         mode=options.mode,
         samples=samples,
         threads=options.threads,
+        device=options.engine.device if options.engine is not None else None,
         stages={QDQ_PLAIN: stages[QDQ_PLAIN], ENGINE: stages.get(ENGINE)},
         task=task,
         latency_ms=latency,
-        engine_bytes=size_bytes(variant) if measured else None,
+        engine_bytes=_size(options.engine, variant) if measured else None,
         fp32_bytes=size_bytes(reference),
         layers=layers,
         not_measured=_reasons(options, task, latency, layers),
@@ -132,6 +144,10 @@ def _score(task: Task, fp32: Runner, served: Runner, data: CalibrationData, prog
     return TaskMeasurement(name=task.name, fp32=reference, engine=candidate)
 
 
+def _size(engine: GpuEngine | None, variant: Path) -> int:
+    return engine.plan.stat().st_size if engine is not None else size_bytes(variant)
+
+
 def _reasons(
     options: ValidateOptions,
     task: TaskMeasurement | None,
@@ -152,13 +168,13 @@ def _reasons(
 
 
 def _say_if_slower(latency: dict[str, BatchLatency]) -> None:
-    """Say aloud where the engine is slower than FP32."""
-    slower = [
-        f"{1 / item.speedup:.2f}x FP32's time at batch {item.batch}" for item in latency.values() if item.speedup < 1
-    ]
-    if slower:
-        notice(
-            "slower-than-fp32",
-            f"The quantized engine is slower than FP32 here: {', '.join(slower)}.",
-            where="latency_ms",
-        )
+    """Say aloud where the engine is slower than what it is compared with."""
+    for name in ("FP32", "FP16"):
+        ratios = {i.batch: i.speedup if name == "FP32" else i.speedup_fp16 for i in latency.values()}
+        slower = [f"{1 / r:.2f}x {name}'s time at batch {batch}" for batch, r in ratios.items() if r and r < 1]
+        if slower:
+            notice(
+                f"slower-than-{name.lower()}",
+                f"The quantized engine is slower than {name} here: {', '.join(slower)}.",
+                where="latency_ms",
+            )

@@ -33,6 +33,8 @@ def latency(batch: int, engine_ms: float, fp32_ms: float) -> dict[str, Any]:
         "speedup": speed,
         "speedup_min": speed,
         "speedup_cpu": speed,
+        "fp16": None,
+        "speedup_fp16": None,
     }
 
 
@@ -70,6 +72,7 @@ def validation(**changes: Any) -> Validation:
         "mode": "measured",
         "samples": 64,
         "threads": 2,
+        "device": None,
         "outputs": outputs,
         "stages": {"engine": outputs, "qdq_plain": {"last_hidden_state": metrics(16.4), "pooled": metrics(22.6)}},
         "task": {"name": "embedding-similarity", "fp32": {"pearson": 0.8457}, "engine": {"pearson": 0.841}},

@@ -70,6 +70,26 @@ def test_every_name_is_escaped() -> None:
     assert page.open == []
 
 
+def test_on_a_gpu_the_engine_is_compared_with_fp16() -> None:
+    made = report()
+    times = {"p50": 4.0, "p90": 4.0, "min": 4.0, "max": 4.0, "cpu_p50": None}
+    row = {
+        **latency(8, 2.0, 1.0),
+        "cpu_p50": None,
+        "fp32": None,
+        "speedup": None,
+        "speedup_min": None,
+        "speedup_cpu": None,
+        "fp16": times,
+        "speedup_fp16": 2.0,
+    }
+    on_gpu = validation(latency_ms={"b8": row}, device="NVIDIA A100, driver 580.1, TensorRT 10.13")
+    said = render(made.model_copy(update={"validation": {**made.validation, "cpu": on_gpu}}))
+    assert "of FP16&#39;s speed" in said or "of FP16's speed" in said
+    assert "NVIDIA A100, driver 580.1" in said
+    assert "FP16 over engine" in said
+
+
 @pytest.mark.parametrize("made", [report(), slower_report(), hostile()])
 def test_the_page_is_well_formed_and_needs_no_network(made: Report) -> None:
     text = render(made)
