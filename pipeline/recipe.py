@@ -223,9 +223,11 @@ class Validation(Data):
     gates: dict[str, str] = Field(default_factory=dict)
     """Measurement to condition: ``{sqnr_db: ">= 20", "task.f1": ">= 99% of fp32", "latency_ms.p90": "<= 50"}``."""
     task: str | None = None
-    """accuracy, f1, embedding-similarity, or yours as ``package.module:callable``."""
+    """accuracy, f1, embedding-similarity, perplexity, or yours as ``package.module:callable``."""
     labels: str | None = None
-    """File with the task's labels (see docs/validation.md)."""
+    """File with the task's labels (see docs/validation.md); for ``perplexity`` a text, scored instead of ``data``."""
+    stride: int | None = Field(default=None, ge=1)
+    """For ``perplexity`` of a text: tokens from one window of ``max_length`` to the next; no overlap if not given."""
     per_layer: bool = False
     """Also rank the layers by what each one loses."""
     latency: bool = True

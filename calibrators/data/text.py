@@ -43,7 +43,7 @@ def text_file(path: Path, spec: DataSpec, inputs: Sequence[TensorInfo]) -> Calib
         filled = ((where, template.render(record, where)) for where, record in records(path))
         return islice(((where, text) for where, text in filled if text.strip()), spec.samples)
 
-    encoder = _encoder(spec, inputs)
+    encoder = encoder_of(spec, inputs)
     skipped = _skipped(path, template, spec.samples)
     if skipped:
         notice(
@@ -63,7 +63,7 @@ def texts(values: Sequence[str], spec: DataSpec, inputs: Sequence[TensorInfo]) -
     def read() -> Iterator[tuple[str, str]]:
         return ((f"text {index}", value) for index, value in enumerate(values))
 
-    return _batches(TextSamples(read, _encoder(spec, inputs), where="texts", content=content), spec)
+    return _batches(TextSamples(read, encoder_of(spec, inputs), where="texts", content=content), spec)
 
 
 def _batches(samples: TextSamples, spec: DataSpec) -> Batches:
@@ -153,7 +153,12 @@ class Encoder:
         return {info.name: made[info.name].astype(info.dtype, copy=False) for info in self.fit.inputs}
 
 
-def _encoder(spec: DataSpec, inputs: Sequence[TensorInfo]) -> Encoder:
+def encoder_of(spec: DataSpec, inputs: Sequence[TensorInfo]) -> Encoder:
+    """Return what makes batches of the model's inputs from tokens of the spec's tokenizer.
+
+    Raises:
+        DataError: The tokenizer and the model's inputs do not go together.
+    """
     fit = Fit.of(inputs)
     for info in inputs:
         _check_input(info)

@@ -40,6 +40,12 @@ class TextTokenizer:
         encoding = self._tokenizer.encode(text)
         return np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64)
 
+    def tokens(self, text: str) -> Array:
+        """Return the token ids of a whole text, ``[tokens]`` int64: nothing cut, no special tokens."""
+        whole = type(self._tokenizer).from_str(self._tokenizer.to_str())
+        whole.no_truncation()
+        return np.array(whole.encode(text, add_special_tokens=False).ids, np.int64)
+
 
 def load_tokenizer(path: Path, *, max_length: int) -> TextTokenizer:
     """Return the tokenizer of a ``tokenizer.json`` or of the folder that holds one.

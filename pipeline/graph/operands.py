@@ -108,3 +108,27 @@ def _int(node: ir.Node, name: str, default: int) -> int:
 def _float_attribute(node: ir.Node, name: str, default: float) -> float:
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_float()
+
+
+def output_bias(node: ir.Node, channels: int) -> tuple[ir.Node, int] | None:
+    """Return the input that adds a constant to each output channel of a GEMM already: its own bias, or the Add behind it.
+
+    Args:
+        node: A MatMul or Gemm.
+        channels: Its output channels.
+
+    Returns:
+        The node and the input's index; ``None`` where a constant needs an Add of its own.
+    """
+    what, output = operands(node), node.outputs[0]
+    readers = list(output.uses())
+    place: tuple[ir.Node, int] | None = None
+    if what is not None and what.bias is not None:
+        beta = node.attributes.get("beta")
+        place = (node, what.bias) if beta is None or beta.as_float() == 1.0 else None
+    elif len(readers) == 1 and readers[0][0].op_type == "Add" and not output.is_graph_output():
+        place = readers[0][0], 1 - readers[0][1]
+    value = place[0].inputs[place[1]] if place is not None else None
+    if value is None or value.const_value is None or tuple(value.const_value.shape)[-1:] != (channels,):
+        return None
+    return place

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.graph.operands import Operands, operands
+from pipeline.graph.operands import Operands, operands, output_bias
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.sites import Site, sites
 from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, round_to_nearest, stored_scale
@@ -127,27 +127,23 @@ class Inserter:
             self.weights[key] = self._dequantized(value, weight.tensor, weight.scale, weight.axis, weight.block)
         node.replace_input_with(what.weight, self.weights[key])
         if weight.correction is not None:
-            self._correct(node, what, weight.correction)
+            self._correct(node, weight.correction)
         if quantize_bias and bias is not None and what.bias is not None:
             scale = np.maximum(weight.scale * activation, np.finfo(np.float32).smallest_normal)
             node.replace_input_with(what.bias, self._bias(bias, scale))
 
-    def _correct(self, node: ir.Node, what: Operands, correction: Array) -> None:
+    def _correct(self, node: ir.Node, correction: Array) -> None:
         """Add a constant to a GEMM's output: in its bias, in the Add behind it, or with an Add of its own."""
-        output = node.outputs[0]
-        readers = list(output.uses())
-        place: tuple[ir.Node, int] | None = None
-        if what.bias is not None:
-            place = node, what.bias
-        elif len(readers) == 1 and readers[0][0].op_type == "Add" and not output.is_graph_output():
-            place = readers[0][0], 1 - readers[0][1]
-        old = place[0].inputs[place[1]] if place is not None else None
-        if place is not None and old is not None and old.const_value is not None:
+        place = output_bias(node, len(correction))
+        if place is not None:
+            old = place[0].inputs[place[1]]
+            assert old is not None
+            assert old.const_value is not None
             values = old.const_value.numpy()
-            if values.shape[-1:] == correction.shape:
-                summed = (values.astype(np.float32) + correction).astype(values.dtype)
-                place[0].replace_input_with(place[1], self.constant(f"{old.name}_corrected", summed))
-                return
+            summed = (values.astype(np.float32) + correction).astype(values.dtype)
+            place[0].replace_input_with(place[1], self.constant(f"{old.name}_corrected", summed))
+            return
+        output = node.outputs[0]
         dtype = output.dtype.numpy() if output.dtype is not None else np.dtype(np.float32)
         constant = self.constant(f"{node.name}_correction", correction.astype(dtype))
         add = self.node("Add", [output, constant], f"{node.name}/correction/Add")

@@ -1,8 +1,9 @@
 """Apply smoothing to a graph: ``(x - z) / s`` in front of the GEMMs, ``s`` in their weights, ``z @ W`` behind them.
 
-The elementwise nodes stand between the tensor and its quantizer, where a GPU's compiler merges them with the quantizing
-kernel. Where a LayerNormalization makes the tensor for these GEMMs alone, its scale and bias absorb them instead, and where
-the maker multiplies each channel by a constant (an RMS norm), that constant absorbs ``1 / s``.
+Where nobody else reads the tensor, what makes it absorbs them: a LayerNormalization's scale and bias, the constant by which an
+RMS norm multiplies each channel, the value projection before an attention, the projection that a gate multiplies. Otherwise
+the elementwise nodes stand between the tensor and its quantizer, where a GPU's compiler merges them with the quantizing
+kernel.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from pipeline import model as models
-from pipeline.graph.operands import operands
+from pipeline.graph.operands import Operands, operands, output_bias
 from pipeline.quantize.smoothing import F32, Smoothing, rows_by_channel
+from pipeline.quantize.upstream import upstream
 from pipeline.types import Array
 
 
@@ -26,7 +28,7 @@ def apply(model: ir.Model, chosen: Mapping[str, Smoothing]) -> tuple[str, ...]:
         chosen: Tensor to what is done to it, from :func:`pipeline.quantize.smoothing.by_tensor`.
 
     Returns:
-        Names of the tensors that the GEMMs now read.
+        Names of the tensors that the GEMMs now read, and of others that are not what they were.
     """
     return _Applier(model.graph).run(chosen)
 
@@ -39,29 +41,33 @@ class _Applier:
         self.names = set(self.values) | set(graph.initializers) | set(self.nodes)
 
     def run(self, chosen: Mapping[str, Smoothing]) -> tuple[str, ...]:
-        made = []
+        made: list[str] = []
         for tensor, smoothing in chosen.items():
             readers = [self.nodes[name] for name in smoothing.group.nodes]
             for node in readers:
                 self._weight(node, smoothing)
-            made.append(self._activation(self.values[tensor], readers, smoothing))
+            made += self._activation(self.values[tensor], readers, smoothing)
         used = {v.name for n in self.graph.all_nodes() for v in n.inputs if v is not None}
         used |= {v.name for v in self.graph.outputs}
         for name in [n for n in self.graph.initializers if n not in used]:
             del self.graph.initializers[name]
         return tuple(made)
 
-    def _activation(self, value: ir.Value, readers: list[ir.Node], smoothing: Smoothing) -> str:
+    def _activation(self, value: ir.Value, readers: list[ir.Node], smoothing: Smoothing) -> list[str]:
         maker = value.producer()
         alone = {r for r, _ in value.uses()} == set(readers) and not value.is_graph_output()
         if maker is not None and alone:
             if _is_norm(maker):
                 self._into_norm(maker, smoothing)
-                return value.name or ""
+                return [value.name or ""]
             index = _gain(maker)
             if index is not None and not smoothing.shifted:
                 self._into_gain(maker, index, smoothing)
-                return value.name or ""
+                return [value.name or ""]
+            source = upstream(value, len(smoothing.scale))
+            if source is not None and (source.shifts or not smoothing.shifted):
+                self._into_projection(source.gemm, smoothing)
+                return [v.name or "" for v in (*source.changed, value)]
         new, current = [], value
         steps = [("Sub", smoothing.shift)] if smoothing.shifted else []
         for kind, operand in (*steps, ("Mul", _inverse(smoothing.scale))):
@@ -78,7 +84,7 @@ class _Applier:
             self.graph.insert_before(self.graph[0], new)
         else:
             self.graph.insert_after(producer, new)
-        return current.name or ""
+        return [current.name or ""]
 
     def _into_norm(self, norm: ir.Node, smoothing: Smoothing) -> None:
         inverse = _inverse(smoothing.scale)
@@ -101,17 +107,37 @@ class _Applier:
         scaled = gain.const_value.numpy() * _inverse(smoothing.scale)
         maker.replace_input_with(index, self._constant(f"{gain.name}_smoothed", scaled, gain))
 
+    def _into_projection(self, gemm: ir.Node, smoothing: Smoothing) -> None:
+        """Give a GEMM's output channels the shift and scale: ``(x @ W + b - z) / s``."""
+        inverse = _inverse(smoothing.scale)
+        what = operands(gemm)
+        assert what is not None
+        self._scaled(gemm, what, inverse if what.channel_axis == 1 else inverse[:, None])
+        place = output_bias(gemm, len(inverse))
+        if place is not None:
+            bias = place[0].inputs[place[1]]
+            assert bias is not None
+            assert bias.const_value is not None
+            moved = (bias.const_value.numpy() - smoothing.shift) * inverse
+            place[0].replace_input_with(place[1], self._constant(f"{bias.name}_smoothed", moved, bias))
+        elif smoothing.shifted:
+            self._behind(gemm, -smoothing.shift * inverse)
+
     def _weight(self, node: ir.Node, smoothing: Smoothing) -> None:
         what = operands(node)
         assert what is not None
+        assert what.weight is not None
+        if smoothing.shifted:
+            self._behind(node, smoothing.shift @ rows_by_channel(node))
+        self._scaled(node, what, smoothing.scale if what.channel_axis == 0 else smoothing.scale[:, None])
+
+    def _scaled(self, node: ir.Node, what: Operands, scale: Array) -> None:
+        """Multiply a weight by ``scale`` while it is saved."""
         assert what.weight is not None
         value = node.inputs[what.weight]
         assert value is not None
         source = value.const_value
         assert source is not None
-        if smoothing.shifted:
-            self._behind(node, smoothing.shift @ rows_by_channel(node))
-        scale = smoothing.scale if what.channel_axis == 0 else smoothing.scale[:, None]
 
         def smoothed() -> ir.TensorProtocol:
             weight = models.read(source)
@@ -124,7 +150,15 @@ class _Applier:
         node.replace_input_with(what.weight, new)
 
     def _behind(self, node: ir.Node, constant: F32) -> None:
-        """Add the shift's share of the product to the GEMM's output."""
+        """Add the shift's share of the product to the GEMM's output: to a bias that is there, or with an Add of its own."""
+        place = output_bias(node, len(constant))
+        if place is not None:
+            bias = place[0].inputs[place[1]]
+            assert bias is not None
+            assert bias.const_value is not None
+            summed = bias.const_value.numpy() + constant
+            place[0].replace_input_with(place[1], self._constant(f"{bias.name}_shifted", summed, bias))
+            return
         output = node.outputs[0]
         add = ir.node(
             "Add",

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from calibrators.data.spec import DataSpec
+from calibrators.data.windows import windows
 from pipeline.errors import DataError, PipelineError, RecipeError
 from pipeline.recipe import Validation
 from pipeline.types import CalibrationData, Runner, TensorInfo
 from pipeline.validation.classification import Classification
 from pipeline.validation.labels import read_labels, read_pairs
+from pipeline.validation.language import Perplexity
 from pipeline.validation.lookup import require
 from pipeline.validation.similarity import EmbeddingSimilarity
 
-BUILT_IN = ("accuracy", "f1", "embedding-similarity")
+BUILT_IN = ("accuracy", "f1", "embedding-similarity", "perplexity")
 
 
 class Task(Protocol):
@@ -96,6 +98,14 @@ def open_task(config: Validation, inputs: Sequence[TensorInfo]) -> Task | None:
     if ":" in config.task:
         return UserTask(name=config.task, function=_import(config.task, trusted=config.trust_data), labels=labels)
     require(config.task, [*BUILT_IN, "package.module:callable"], "validate.task")
+    spec = DataSpec(
+        data=str(labels),
+        tokenizer=config.tokenizer,
+        max_length=config.max_length,
+        batch_size=config.batch_size,
+    )
+    if config.task == "perplexity":
+        return Perplexity(text=windows(labels, spec, inputs, stride=config.stride) if labels is not None else None)
     if labels is None:
         raise RecipeError(
             f"The task {config.task} needs labels.",
@@ -103,12 +113,6 @@ def open_task(config: Validation, inputs: Sequence[TensorInfo]) -> Task | None:
             fix="Name a file (see docs/validation.md).",
         )
     if config.task == "embedding-similarity":
-        spec = DataSpec(
-            data=str(labels),
-            tokenizer=config.tokenizer,
-            max_length=config.max_length,
-            batch_size=config.batch_size,
-        )
         return EmbeddingSimilarity.of_pairs(read_pairs(labels), spec, inputs)
     return Classification(name=config.task, labels=read_labels(labels), where=str(labels))
 

@@ -11,6 +11,7 @@ from onnx import helper
 
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
+from pipeline.graph.prepare import prepare
 from pipeline.quantize.fake import fake_quantize, fake_quantize_weight
 from pipeline.quantize.smooth import apply
 from pipeline.quantize.smoothing import (
@@ -199,3 +200,96 @@ def test_fp8_rounds_as_the_type_does() -> None:
     weight = values.reshape(50, 20)
     error = np.abs(fake_quantize_weight(weight, spec) - weight).max(axis=0)
     assert np.all(error <= np.abs(weight).max(axis=0) / 16)  # three mantissa bits: half a step of the top binade
+
+
+def attention(path: Path, *, bias: bool, softmax: bool = True, seen: bool = False) -> Path:
+    """x -> V projection, mean over tokens by softmax of another input -> output projection -> y; heads of 8 channels."""
+    draw = np.random.default_rng(4)
+    weights = {name: draw.normal(size=(WIDTH, WIDTH)).astype(np.float32) for name in ("wv", "wo")}
+    weights["wv"][:, 3] *= 40  # an outlier channel
+    weights |= {"bv": draw.normal(size=WIDTH).astype(np.float32) + 4}
+    weights |= {"heads": np.int64([0, 0, WIDTH // 8, 8]), "flat": np.int64([0, 0, WIDTH])}
+    nodes = [
+        helper.make_node("MatMul", ["x", "wv"], ["v0"], name="value"),
+        *([helper.make_node("Add", ["v0", "bv"], ["v1"], name="value bias")] if bias else []),
+        helper.make_node("Reshape", ["v1" if bias else "v0", "heads"], ["v2"], name="split"),
+        helper.make_node("Transpose", ["v2"], ["v3"], name="to heads", perm=[0, 2, 1, 3]),
+        helper.make_node("Softmax" if softmax else "Identity", ["scores"], ["p"], name="weights"),
+        helper.make_node("MatMul", ["p", "v3"], ["c0"], name="context"),
+        helper.make_node("Transpose", ["c0"], ["c1"], name="from heads", perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["c1", "flat"], ["c"], name="join"),
+        helper.make_node("MatMul", ["c", "wo"], ["y"], name="output"),
+    ]
+    inputs = [("x", ["b", "t", WIDTH]), ("scores", ["b", WIDTH // 8, "t", "t"])]
+    outputs = [("y", ["b", "t", WIDTH])] + ([("v3", ["b", WIDTH // 8, "t", 8])] if seen else [])
+    return prepare(graphs.save(path, nodes, inputs, outputs, weights), path.with_name("canonical.onnx")).path
+
+
+def gated(path: Path) -> Path:
+    """x -> sigmoid(gate) * up -> down -> y."""
+    draw = np.random.default_rng(5)
+    weights = {name: draw.normal(size=(WIDTH, WIDTH)).astype(np.float32) for name in ("wg", "wu", "wd")}
+    nodes = [
+        helper.make_node("MatMul", ["x", "wg"], ["g0"], name="gate"),
+        helper.make_node("Sigmoid", ["g0"], ["g"], name="act"),
+        helper.make_node("MatMul", ["x", "wu"], ["u"], name="up"),
+        helper.make_node("Mul", ["g", "u"], ["c"], name="product"),
+        helper.make_node("MatMul", ["c", "wd"], ["y"], name="output"),
+    ]
+    return graphs.save(path, nodes, [("x", ["b", WIDTH])], [("y", ["b", WIDTH])], weights)
+
+
+def smoothing_of(tensor: str, *, shifted: bool) -> Smoothing:
+    draw = np.random.default_rng(6)
+    return Smoothing(
+        group=Group(tensor=tensor, nodes=("output",), precision=Precision.INT8),
+        alpha=0.5,
+        shifted=shifted,
+        scale=np.exp(draw.normal(size=WIDTH)).astype(np.float32),
+        shift=draw.normal(size=WIDTH).astype(np.float32) if shifted else np.zeros(WIDTH, np.float32),
+        error=0.0,
+        plain_error=1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("graph", "more", "shifted", "folds"),
+    [
+        ("attention", {"bias": True}, True, True),
+        ("attention", {"bias": False}, True, True),
+        ("attention", {"bias": True}, False, True),
+        ("attention", {"bias": True, "softmax": False}, False, True),
+        ("attention", {"bias": True, "softmax": False}, True, False),  # these weights need not sum to 1
+        ("attention", {"bias": True, "seen": True}, False, False),  # somebody else reads the values
+        ("gated", {}, False, True),
+        ("gated", {}, True, False),
+    ],
+)
+def test_what_is_linear_upstream_takes_smoothing_in(
+    tmp_path: Path, graph: str, more: dict[str, bool], shifted: bool, folds: bool
+) -> None:
+    path = attention(tmp_path / "m.onnx", **more) if graph == "attention" else gated(tmp_path / "m.onnx")
+    draw = np.random.default_rng(7)
+    feeds = {"x": draw.normal(size=(2, 5, WIDTH)).astype(np.float32)}
+    if graph == "attention":
+        feeds["scores"] = draw.normal(size=(2, WIDTH // 8, 5, 5)).astype(np.float32)
+    else:
+        feeds["x"] = feeds["x"][0]
+    model, chosen = models.load(path), smoothing_of("c", shifted=shifted)
+    changed = apply(model, {"c": chosen})
+    kinds = [n.op_type for n in model.graph if "/smoothing/" in (n.name or "")]
+    if folds:
+        assert changed == (("v3", "c") if graph == "attention" else ("c",))
+        assert len(kinds) <= 2  # an Add for the shift where there is no bias, never anything in front of the quantizer
+        assert "Mul" not in kinds
+    else:
+        assert "Mul" in kinds
+    models.save(model, tmp_path / "smoothed.onnx")
+    with OnnxRuntimeRunner(path) as one, OnnxRuntimeRunner(tmp_path / "smoothed.onnx") as two:
+        expected, got = one.infer(feeds)["y"], two.infer(feeds)["y"]
+    assert np.abs(got - expected).max() / np.abs(expected).max() <= 1e-5
+    if folds:
+        low, high = tapped(tmp_path / "smoothed.onnx", feeds, ["c"])["c"]
+        before = tapped(path, feeds, ["c"])["c"]
+        np.testing.assert_allclose(low, (before[0] - chosen.shift) / chosen.scale, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(high, (before[1] - chosen.shift) / chosen.scale, rtol=1e-3, atol=1e-4)

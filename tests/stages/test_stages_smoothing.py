@@ -34,7 +34,7 @@ def made(folder: Path, smooth: object) -> Path:
 
 def test_a_smoothed_build_is_closer_to_fp32_and_says_what_it_did(tmp_path: Path) -> None:
     plain, smoothed = made(tmp_path, "off"), made(tmp_path, "auto")
-    feeds = {"x": outlying(64, seed=2)}
+    feeds = {"x": outlying(4096, seed=2)}
     errors = []
     with OnnxRuntimeRunner(tmp_path / "m.onnx") as reference:
         expected = reference.infer(feeds)["y"]
