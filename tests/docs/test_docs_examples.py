@@ -89,3 +89,20 @@ def test_the_readme_tests_with_the_command_of_ci():
     _, tests, *_ = blocks("README.md", "bash")
     assert tests.strip() == "make test"
     assert (ROOT / ".ci/run").read_text(encoding="utf-8").rstrip().splitlines()[-1] == "make test"
+
+
+def test_every_flag_and_command_that_the_pages_show_exists():
+    known = set(re.findall(r"(?<=[`, ])--[a-z][\w.-]+", (ROOT / "docs/cli.md").read_text(encoding="utf-8")))
+    known |= {
+        f"--{key}" for key in re.findall(r"^\| `([\w.]+)`", (ROOT / "docs/recipe.md").read_text(encoding="utf-8"), re.M)
+    }
+    commands = set(re.findall(r"^## `?(\w+)`?", (ROOT / "docs/cli.md").read_text(encoding="utf-8"), re.M))
+    assert {"build", "validate"} <= commands
+    assert {"--precision", "--policy.smooth"} <= known
+    for page in PAGES:
+        for line in re.findall(r"python -m pipeline (\w.*?)(?:`|$)", page.read_text(encoding="utf-8"), re.M):
+            command, _, rest = line.partition(" ")
+            assert command in commands, f"{page.name}: {line}"
+            for flag in re.findall(r"(?<!\S)--[\w.-]+", rest):
+                # README shows what a misspelt flag gives.
+                assert flag in known | {"--presicion"}, f"{page.name}: {flag}"
