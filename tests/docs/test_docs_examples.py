@@ -100,7 +100,7 @@ def test_every_flag_and_command_that_the_pages_show_exists():
     assert {"build", "validate"} <= commands
     assert {"--precision", "--policy.smooth"} <= known
     for page in PAGES:
-        for line in re.findall(r"python -m pipeline (\w.*?)(?:`|$)", page.read_text(encoding="utf-8"), re.M):
+        for line in re.findall(r"python -m pipeline ([a-z]\w*\b.*?)(?:`|$)", page.read_text(encoding="utf-8"), re.M):
             command, _, rest = line.partition(" ")
             assert command in commands, f"{page.name}: {line}"
             for flag in re.findall(r"(?<!\S)--[\w.-]+", rest):
