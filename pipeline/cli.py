@@ -177,7 +177,10 @@ def validate(ctx: typer.Context, flags: Flags) -> None:
 @app.command(cls=RecipeCommand)
 @takes(PublishFlags)
 def publish(ctx: typer.Context, flags: PublishFlags) -> None:
-    """Write the Triton repository: of one build, or with the engines that several machines built (DIR...)."""
+    """Write the Triton repository: of one build, or with the engines that several machines built (DIR...); or roll it back."""
+    if flags.rollback:
+        _rollback(flags)
+        return
     folders = [Path(name) for name in flags.model or () if Path(name, ".stages/recipe.json").is_file()]
     if not folders:
         if flags.model and len(flags.model) > 1:
@@ -205,6 +208,24 @@ def publish(ctx: typer.Context, flags: PublishFlags) -> None:
     else:
         output.show(found.summary)
     raise typer.Exit(found.exit_code)
+
+
+def _rollback(flags: PublishFlags) -> None:
+    from pipeline.triton.rollback import rollback
+
+    if len(flags.model or ()) != 1:
+        raise RecipeError(
+            "A rollback needs one place.",
+            where="--rollback",
+            fix="Name a model repository, or one model's folder in it.",
+        )
+    with output.watching():
+        found = rollback(Path((flags.model or [""])[0]))
+    if flags.json:
+        output.show_json({name: {"rolled_back": newest, "serves": before} for name, (newest, before) in found.items()})
+        return
+    for name, (newest, before) in found.items():
+        output.show(f"{name}: version {newest} taken back, {before} is the newest again")
 
 
 @app.command(cls=RecipeCommand)

@@ -170,6 +170,15 @@ class PublishFlags(Flags):
         typer.Option("--require-verdict", help="Fail (3) unless a gate was measured and passed.", rich_help_panel=_RUN),
     ] = False
 
+    rollback: Annotated[
+        bool,
+        typer.Option(
+            "--rollback",
+            help="Of a model repository, or one model's folder in it: serve the version before the newest again.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
+
     def for_build(self) -> Flags:
         """Return the flags of a build of one model, which then publishes."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Flags)}

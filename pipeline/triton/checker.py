@@ -11,7 +11,7 @@ from pipeline.session import session
 from pipeline.triton.engine_rules import OnnxEngine, check_against_engine
 from pipeline.triton.problem import Problem
 from pipeline.triton.protobuf import ModelConfig, parse
-from pipeline.triton.repository import CONFIG, is_version, versions
+from pipeline.triton.repository import CONFIG, CONFIGS, ROLLED_BACK, is_version, versions
 from pipeline.triton.served import BACKENDS
 from pipeline.triton.serving_rules import check_serving
 
@@ -104,7 +104,7 @@ def _layout(folder: Path, config: ModelConfig) -> Iterator[Problem]:
             message=f"The version policy serves no version that is there (versions: {there}).",
             fix="Name version folders 1, 2, 3, … and serve one of them.",
         )
-    used = {"warmup", *(f for f in (config.backend,) if f)}
+    used = {"warmup", CONFIGS, ROLLED_BACK, *(f for f in (config.backend,) if f)}
     for extra in sorted(d.name for d in folder.iterdir() if d.is_dir()):
         if not is_version(extra) and extra not in used:
             yield Problem(

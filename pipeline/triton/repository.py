@@ -13,6 +13,10 @@ from pipeline.triton.config import config_text
 from pipeline.triton.served import BACKENDS, ServedModel, plan_name
 
 CONFIG = "config.pbtxt"
+CONFIGS = ".configs"
+"""In a model's folder: the configuration that each version was published with, ``<version>.pbtxt``."""
+ROLLED_BACK = ".rolled_back"
+"""In a model's folder: versions that were taken back; the server does not look there, and their numbers are not used again."""
 
 
 def write_repository(root: Path, *, model: ServedModel, config: TritonConfig) -> Path:
@@ -67,7 +71,9 @@ def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path]) -> 
     if present and _same(folder / str(present[-1]), files):
         version = None
     else:
-        version = str(present[-1] + 1 if present else 1)
+        taken_back = folder / ROLLED_BACK
+        used = [*present, *(versions(taken_back) if taken_back.is_dir() else [])]
+        version = str(max(used, default=0) + 1)
         for name, source in files.items():
             target = staging / version / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +81,14 @@ def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path]) -> 
             shutil.copyfile(source, target)
     staging.mkdir(exist_ok=True)
     (staging / CONFIG).write_text(text, encoding="utf-8")
+    kept = staging / CONFIGS / f"{version or present[-1]}.pbtxt"
+    kept.parent.mkdir()
+    kept.write_text(text, encoding="utf-8")
     if not folder.is_dir():
         staging.replace(folder)
         return
+    (folder / CONFIGS).mkdir(exist_ok=True)
+    kept.replace(folder / CONFIGS / kept.name)
     if version is not None:
         (staging / version).replace(folder / version)
     os.replace(staging / CONFIG, folder / CONFIG)  # noqa: PTH105 - both are files; replace keeps the old one until done

@@ -18,6 +18,7 @@ from pipeline.recipe import DynamicBatching, TritonConfig
 from pipeline.triton.checker import check_repository
 from pipeline.triton.config import config_text
 from pipeline.triton.repository import write_repository
+from pipeline.triton.rollback import rollback
 from pipeline.triton.served import ServedModel, onnx_model
 from pipeline.types import TensorInfo
 
@@ -140,14 +141,52 @@ def test_publishing_again_changes_nothing_and_a_new_engine_is_a_new_version(tmp_
     first = tokens_model(tmp_path / "a.onnx")
     folder = write_repository(root, model=served(first), config=TritonConfig())
     write_repository(root, model=served(first), config=TritonConfig(max_batch_size=4))
-    assert sorted(p.name for p in folder.iterdir()) == ["1", "config.pbtxt"]
+    assert sorted(p.name for p in folder.iterdir()) == [".configs", "1", "config.pbtxt"]
     assert read(folder).max_batch_size == 4
     old = (folder / "1" / "model.onnx").read_bytes()
     second = tokens_model(tmp_path / "b.onnx", seed=1)
     write_repository(root, model=served(second), config=TritonConfig())
-    assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "config.pbtxt"]
+    assert sorted(p.name for p in folder.iterdir()) == [".configs", "1", "2", "config.pbtxt"]
     assert (folder / "1" / "model.onnx").read_bytes() == old
     assert (folder / "2" / "model.onnx").read_bytes() == second.read_bytes()
+
+
+def test_a_rollback_serves_the_version_before_with_its_configuration(tmp_path: Path) -> None:
+    root = tmp_path / "repo"
+    sizes = (4, 8, 16)
+    for seed, size in enumerate(sizes):
+        model = served(tokens_model(tmp_path / f"{seed}.onnx", seed=seed))
+        folder = write_repository(root, model=model, config=TritonConfig(max_batch_size=size))
+    config = (folder / ".configs/2.pbtxt").read_bytes()
+    assert rollback(root) == {"tiny": (3, 2)}
+    assert sorted(p.name for p in folder.iterdir()) == [".configs", ".rolled_back", "1", "2", "config.pbtxt"]
+    assert (read(folder).max_batch_size, (folder / "config.pbtxt").read_bytes()) == (8, config)
+    assert [p for p in check_repository(root) if p.severity == "error"] == []
+    # A number is not used twice: clients and metrics would take one for the other.
+    write_repository(root, model=served(tokens_model(tmp_path / "3.onnx", seed=3)), config=TritonConfig())
+    assert (folder / "4").is_dir()
+    assert rollback(folder) == {"tiny": (4, 2)}
+    assert rollback(folder) == {"tiny": (2, 1)}
+    assert read(folder).max_batch_size == 4
+    with pytest.raises(PublishError, match="tiny has no version before 1"):
+        rollback(root)
+    with pytest.raises(PublishError, match="There is no model here"):
+        rollback(tmp_path)
+
+
+def test_a_rollback_touches_no_model_unless_all_can_go_back(tmp_path: Path) -> None:
+    root = tmp_path / "repo"
+    for seed in (0, 1):
+        write_repository(root, model=served(tokens_model(tmp_path / f"{seed}.onnx", seed=seed)), config=TritonConfig())
+    single = served(tokens_model(tmp_path / "2.onnx"), name="single")
+    write_repository(root, model=single, config=TritonConfig())
+    with pytest.raises(PublishError, match="single has no version before 1"):
+        rollback(root)
+    assert (root / "tiny/2").is_dir()
+    (root / "tiny/.configs/1.pbtxt").unlink()
+    with notices.collecting() as said:
+        assert rollback(root / "tiny") == {"tiny": (2, 1)}
+    assert [n.code for n in said] == ["config-kept"]
 
 
 def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
