@@ -23,6 +23,7 @@ from pipeline.stages.checks import build_or_check
 from pipeline.stages.gpu import gpu_of
 from pipeline.stages.reporting import Outcome, update_report
 from pipeline.stages.run import CANONICAL, BuildOptions, Run, stored_recipe
+from pipeline.stages.smoothing import FloatGraph
 from pipeline.stages.validation import judge, validate
 from pipeline.stages.variants import Variants
 from pipeline.types import Progress, silent
@@ -132,10 +133,16 @@ def _variants(run: Run) -> Variants:
         exported=Exported(onnx=canonical),
         canonical=Prepared(path=canonical, changes=(), max_relative_difference=None, opset_from=0, opset_to=0),
         plans=plans,
-        floats={},
+        floats={
+            name: FloatGraph(path=_first(f / "float.onnx", canonical), statistics=None) for name, f in folders.items()
+        },
         ranges=dict.fromkeys(plans, ()),
         variants={name: folder / "model.onnx" for name, folder in folders.items()},
     )
+
+
+def _first(smoothed: Path, canonical: Path) -> Path:
+    return smoothed if smoothed.is_file() else canonical
 
 
 def _unchanged(run: Run, made: Variants) -> None:

@@ -73,12 +73,14 @@ def _measured(
             task=open_task(_with_tokenizer(section, made.exported), inputs),
             latency=LatencyOptions(batches=section.latency_batches) if section.latency else None,
             layers=LayerOptions(nodes=nodes) if section.per_layer else None,
+            unquantized=made.floats[engine.family].path,
         )
         found = measure(fp32, engine.path, data, options=options, progress=run.progress)
         (work / out).write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     key = {
         "fp32": fp32,
+        "unquantized": made.floats[engine.family].path if section.per_layer else None,
         "engine": engine.path,
         "measured": built,
         "data": data.digest(),

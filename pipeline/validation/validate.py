@@ -43,6 +43,8 @@ class ValidateOptions:
         task: A task to score, with FP32 and with the engine.
         latency: How to time; ``None`` leaves latency out.
         layers: How to rank layers; ``None`` leaves the ranking out.
+        unquantized: The float graph that the variant was quantized from, where smoothing made it another than the reference:
+            a node switched to float must fit the nodes around it.
     """
 
     mode: Mode = Mode.MEASURED
@@ -51,6 +53,7 @@ class ValidateOptions:
     task: Task | None = None
     latency: LatencyOptions | None = field(default_factory=LatencyOptions)
     layers: LayerOptions | None = None
+    unquantized: Path | None = None
 
 
 def validate(
@@ -103,7 +106,8 @@ def validate(
             _say_if_slower(latency)
     layers = None
     if options.layers:
-        layers = rank_layers(reference, variant, data, options.layers, threads=options.threads, progress=progress)
+        graph = options.unquantized or reference
+        layers = rank_layers(graph, variant, data, options.layers, threads=options.threads, progress=progress)
     return Measurements(
         mode=options.mode,
         samples=samples,

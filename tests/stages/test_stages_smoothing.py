@@ -14,7 +14,7 @@ from pipeline.recipe import parse
 from tests.quantize.test_quantize_smoothing import normed, outlying
 
 
-def made(folder: Path, smooth: object) -> Path:
+def made(folder: Path, smooth: object, *, per_layer: bool = False) -> Path:
     model = normed(folder / "m.onnx", shared=True, gemm=False)
     np.savez(folder / "data.npz", x=outlying(4096, seed=1))
     np.savez(folder / "held.npz", x=outlying(64, seed=2))
@@ -23,7 +23,7 @@ def made(folder: Path, smooth: object) -> Path:
             "source": {"onnx": str(model)},
             "calibration": {"data": str(folder / "data.npz"), "method": "minmax", "samples": 4096},
             "policy": {"smooth": smooth, "rules": [{"op_type": "MatMul", "precision": "int8"}]},
-            "validate": {"data": str(folder / "held.npz"), "latency": False},
+            "validate": {"data": str(folder / "held.npz"), "latency": False, "per_layer": per_layer},
             "targets": ["cpu"],
         }
     )
@@ -46,6 +46,16 @@ def test_a_smoothed_build_is_closer_to_fp32_and_says_what_it_did(tmp_path: Path)
     choices = json.loads((smoothed / "variants/cpu/smoothing.json").read_text(encoding="utf-8"))
     assert all(0 <= c["alpha"] <= 1 and c["error"] < c["plain_error"] for c in choices if c["alpha"] is not None)
     assert any(c["alpha"] is not None for c in choices)
+
+
+def test_layers_are_ranked_against_the_smoothed_float_graph(tmp_path: Path) -> None:
+    """A single quantized node cannot lose more than all of them; against the unsmoothed graph's weights it would."""
+    report = json.loads((made(tmp_path, "auto", per_layer=True) / "report.json").read_text(encoding="utf-8"))
+    found = report["validation"]["cpu"]
+    whole = found["stages"]["qdq_plain"]["y"]["sqnr_db"]
+    isolated = [layer["isolated_sqnr_db"] for layer in found["layers"]]
+    assert len(isolated) == 3
+    assert all(value > whole - 3 for value in isolated)  # not of the same samples, so with room
 
 
 @pytest.mark.parametrize("smooth", ["auto", 0.5])
