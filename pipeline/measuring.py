@@ -109,6 +109,7 @@ def _here(recipe: Recipe, directory: Path, wanted: Sequence[Target]) -> Recipe:
         update={
             "data": str(directory / HELD_OUT),
             "tokenizer": None,
+            "join": False,
             "preprocessing": None,
             "task": None,
             "labels": None,

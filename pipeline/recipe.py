@@ -139,6 +139,9 @@ class Data(Section):
     """Folder or ``tokenizer.json``; the Hugging Face source's own if not given."""
     max_length: int = Field(default=128, ge=1)
     """Tokens per sample; longer text is cut."""
+    join: bool = False
+    """Texts are joined and cut into windows of ``max_length`` tokens, as causal language models read them: a window's first
+    token, which such models treat apart, is then any token and not always the same."""
     preprocessing: dict[str, Any] | None = None
     """Image preprocessing: size, crop, mean, std, scale, layout (see docs/data.md)."""
     samples: int = Field(default=512, ge=1)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from calibrators.data import arrays, images, npy, records, text
+from calibrators.data import arrays, images, npy, records, text, windows
 from calibrators.data.batches import Batches, Samples
 from calibrators.data.callables import CallableSamples
 from calibrators.data.fit import Fit
@@ -41,7 +41,9 @@ def open_data(spec: DataSpec, inputs: Sequence[TensorInfo]) -> CalibrationData:
         return _called(spec, inputs)
     suffix = path.suffix.lower()
     if path.is_file() and suffix in records.SUFFIXES:
-        return text.text_file(path, spec, inputs)
+        return windows.joined(path, spec, inputs) if spec.join else text.text_file(path, spec, inputs)
+    if spec.join:
+        raise DataError("Only texts can be joined.", where=spec.data, fix="Leave `join` out, or give .jsonl or .txt.")
     fit = Fit.of(inputs)
     if path.is_dir():
         return _batches(_folder(path, spec, fit), fit, spec)

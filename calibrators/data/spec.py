@@ -19,6 +19,7 @@ class DataSpec:
         template: How a ``.jsonl`` record (or a ``.txt`` line, as ``text``) becomes the text to tokenize.
         tokenizer: Folder or ``tokenizer.json``; for images a folder whose ``preprocessor_config.json`` is used.
         max_length: Tokens per sample; longer text is cut.
+        join: Whether texts are joined and cut into windows of ``max_length`` tokens instead of being a sample each.
         preprocessing: Image preprocessing (see :class:`calibrators.data.preprocessing.Preprocessing`).
         samples: At most this many samples are read: the first ones.
         batch_size: Samples per batch; a fixed batch dimension in the model wins.
@@ -29,6 +30,7 @@ class DataSpec:
     template: str = "{text}"
     tokenizer: Path | None = None
     max_length: int = 128
+    join: bool = False
     preprocessing: dict[str, Any] | None = None
     samples: int = 512
     batch_size: int = 8

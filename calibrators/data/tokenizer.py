@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,12 @@ class TextTokenizer:
         encoding = self._tokenizer.encode(text)
         return np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64)
 
-    def tokens(self, text: str) -> Array:
-        """Return the token ids of a whole text, ``[tokens]`` int64: nothing cut, no special tokens."""
+    def tokens(self, texts: Iterable[str]) -> Iterator[Array]:
+        """Yield the token ids of whole texts, each ``[tokens]`` int64: nothing cut, no special tokens."""
         whole = type(self._tokenizer).from_str(self._tokenizer.to_str())
         whole.no_truncation()
-        return np.array(whole.encode(text, add_special_tokens=False).ids, np.int64)
+        for text in texts:
+            yield np.array(whole.encode(text, add_special_tokens=False).ids, np.int64)
 
 
 def load_tokenizer(path: Path, *, max_length: int) -> TextTokenizer:

@@ -1,4 +1,4 @@
-"""One long text as overlapping windows of tokens."""
+"""Text as windows of tokens: one text with overlap, to score it, or many joined, as a causal language model reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from calibrators.data.batches import Batches, Sample
+from calibrators.data.records import records
 from calibrators.data.spec import DataSpec
+from calibrators.data.template import Template
 from calibrators.data.text import Encoder, encoder_of
 from pipeline.errors import DataError
 from pipeline.types import Array, CalibrationData, TensorInfo
@@ -52,7 +54,7 @@ def windows(path: Path, spec: DataSpec, inputs: Sequence[TensorInfo], *, stride:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The text cannot be read: {error}", where=str(path), fix="Give a UTF-8 text file.") from error
-    ids = encoder.tokenizer.tokens(text)
+    (ids,) = encoder.tokenizer.tokens([text])
     if len(ids) < 2:
         raise DataError(
             f"The text has {len(ids)} tokens; two are the least.", where=str(path), fix="Give a longer text."
@@ -62,11 +64,43 @@ def windows(path: Path, spec: DataSpec, inputs: Sequence[TensorInfo], *, stride:
     while done < len(ids):
         starts.append((len(starts) * step, done))
         done = min(starts[-1][0] + size, len(ids))
-    samples = _Samples([ids[start : start + size] for start, _ in starts], encoder, where=str(path))
+    parts = [ids[start : start + size] for start, _ in starts]
     return Windows(
-        batches=Batches(samples, encoder.fit, batch_size=spec.batch_size, collate=encoder.collate),
-        scored_from=tuple(seen - start for start, seen in starts),
+        batches=_batches(parts, encoder, spec, str(path)), scored_from=tuple(seen - start for start, seen in starts)
     )
+
+
+def joined(path: Path, spec: DataSpec, inputs: Sequence[TensorInfo]) -> CalibrationData:
+    """Return the records of a ``.jsonl`` or ``.txt`` file joined to one text and cut into windows of ``spec.max_length`` tokens.
+
+    A newline stands between records, no special tokens are added, and the tokens that fill no window are left out.
+
+    Raises:
+        DataError: The file, template, tokenizer or model's inputs do not go together, or no window is filled.
+    """
+    encoder, template = encoder_of(spec, inputs), Template(spec.template)
+    size = encoder.length or encoder.tokenizer.max_length
+    texts = (f"{template.render(record, where)}\n" for where, record in records(path))
+    rest, parts = np.zeros(0, np.int64), list[Array]()
+    for ids in encoder.tokenizer.tokens(texts):
+        rest = np.concatenate([rest, ids])
+        while len(rest) >= size and len(parts) < spec.samples:
+            parts.append(rest[:size])
+            rest = rest[size:]
+        if len(parts) == spec.samples:
+            break
+    if not parts:
+        raise DataError(
+            f"The records together have {len(rest)} tokens and fill no window of {size}.",
+            where=str(path),
+            fix="Give more text, lower max_length, or set join to false.",
+        )
+    return _batches(parts, encoder, spec, str(path))
+
+
+def _batches(parts: Sequence[Array], encoder: Encoder, spec: DataSpec, where: str) -> Batches:
+    samples = _Samples(parts, encoder, where=where)
+    return Batches(samples, encoder.fit, batch_size=spec.batch_size, collate=encoder.collate)
 
 
 class _Samples:

@@ -182,6 +182,7 @@ class Run:
             template=section.template,
             tokenizer=section.tokenizer or exported.folder,
             max_length=section.max_length,
+            join=section.join,
             preprocessing=section.preprocessing,
             samples=section.samples,
             batch_size=section.batch_size,

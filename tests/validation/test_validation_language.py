@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from scipy.special import log_softmax
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from calibrators.data.open import open_data
 from calibrators.data.spec import DataSpec
 from calibrators.data.windows import windows
 from pipeline.errors import DataError, RecipeError
@@ -82,6 +84,20 @@ def test_a_text_s_tokens_count_once_whatever_the_stride(tokenizer: Path, tmp_pat
     # Without overlap a window's first token has nothing before it.
     whole = expected(tokens) if stride in (1, 3, 7) else expected(*(tokens[i : i + 8] for i in range(0, 45, 8)))
     assert (found["perplexity"], found["next_token_accuracy"]) == (pytest.approx(whole[0]), pytest.approx(whole[1]))
+
+
+def test_joined_records_fill_windows(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "records.txt").write_text("1 2 3\n4 5\n6 7 8 9\n10 1\n")
+    spec = DataSpec(data=str(tmp_path / "records.txt"), tokenizer=tokenizer, max_length=4, batch_size=3, join=True)
+    (batch,) = list(open_data(spec, (IDS, MASK)))
+    np.testing.assert_array_equal(batch["input_ids"], [[1, 2, 3, 4], [5, 6, 7, 8]])  # 9, 10, 1 fill none
+    assert batch["attention_mask"].all()
+    assert len(open_data(replace(spec, samples=1), (IDS, MASK))) == 1
+    with pytest.raises(DataError, match="have 11 tokens and fill no window of 16"):
+        open_data(replace(spec, max_length=16), (IDS, MASK))
+    np.savez(tmp_path / "arrays.npz", input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    with pytest.raises(DataError, match="Only texts can be joined"):
+        open_data(replace(spec, data=str(tmp_path / "arrays.npz")), (IDS, MASK))
 
 
 def test_the_recipe_s_text_is_opened_with_its_tokenizer(tokenizer: Path, tmp_path: Path) -> None:
