@@ -34,10 +34,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/bench/work"))
-    parser.add_argument("--samples", type=int, default=64, help="calibration texts, of 128 tokens at most")
+    parser.add_argument("--samples", type=int, default=64, help="calibration windows of 128 tokens, of joined texts")
     given = parser.parse_args()
     folder, text, calibration, heldout = prepare(given.work)
-    print_header("Language", "benchmarks.language", [f"calibrated on {given.samples} texts"])
+    print_header("Language", "benchmarks.language", [f"calibrated on {given.samples} windows"])
     rows = []
     for title, flags in METHODS.items():
         progress(title)
@@ -55,6 +55,7 @@ def main() -> None:
             str(out),
         ]
         command += ["--calibration", str(calibration), "--samples", str(given.samples), "--validate", str(heldout)]
+        command += ["--calibration.join", "true"]
         command += ["--validate.task", "perplexity", "--validate.labels", str(text), "--validate.max_length", "256"]
         cost = measured([*command, "--validate.latency", "false"])
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))["validation"]["a100"]
