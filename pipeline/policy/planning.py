@@ -14,6 +14,7 @@ from pipeline.graph.operands import WEIGHTED, has_dynamic_form
 from pipeline.policy.half_range import FLOAT16_MAX, SENTINEL, half_guards
 from pipeline.policy.overrides import override_rules
 from pipeline.policy.plan import Format, NodePlan, PrecisionPlan
+from pipeline.policy.residuals import guard_residuals
 from pipeline.policy.rules import LOW, Candidate, Rule, candidates, cost_rules, guard_rules, preset_rules, user_rule
 from pipeline.policy.skip import skip_rules
 from pipeline.recipe import PolicyConfig, Preset
@@ -49,7 +50,6 @@ SHARED = "shared with"
 """How the rule of a projection begins that follows another one of its query, key and value."""
 
 _QKV = (Role.ATTENTION_QUERY, Role.ATTENTION_KEY, Role.ATTENTION_VALUE)
-_PASSES = ("Relu", "Clip", "MaxPool", "Identity", "LeakyRelu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +62,14 @@ class Evidence:
         extents: Tensor name to the largest finite |x| seen; nodes beyond the FP16 range compute in FP32.
         outliers: Tensor name to how far its outliers stand out, for ``policy.outlier_threshold``.
         overrides: Node name to why a builder refused it; it computes in what the rest does.
+        smoothable: Activations may be smoothed before they are quantized.
     """
 
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     extents: Mapping[str, float] = field(default_factory=dict)
     outliers: Mapping[str, float] = field(default_factory=dict)
     overrides: Mapping[str, str] = field(default_factory=dict)
+    smoothable: bool = True
 
 
 def family(target: Target, policy: PolicyConfig) -> str:
@@ -94,6 +96,16 @@ def family(target: Target, policy: PolicyConfig) -> str:
     if int4:
         return "gpu-int4"
     return "gpu-fp16" if policy.preset is Preset.FP16 or Precision.FP16 in asked else "fp32"
+
+
+def smoothing_for(policy: PolicyConfig, family: str) -> str | float:
+    """Return ``auto``, ``off`` or one alpha: what the recipe says, or where it says nothing what suits the target.
+
+    On a GPU the elementwise pass becomes part of the kernel that quantizes; on a CPU it is one more pass over memory.
+    """
+    if policy.smooth is not None:
+        return policy.smooth
+    return "auto" if family.startswith("gpu") else "off"
 
 
 def plan(
@@ -125,7 +137,8 @@ def plan(
     nodes = {c.name: _decide(c, rules, high, policy.block_size, dynamic=dynamic) for c in found}
     if elsewhere is Precision.FP16:
         _keep_fp32_beyond_fp16(found, nodes, seen.extents)
-    _require_residuals_between_convolutions(found, nodes, high)
+    smoothed = seen.smoothable and smoothing_for(policy, family) != "off"
+    guard_residuals(found, nodes, high, shared=smoothed and family.startswith("gpu"))
     _share_qkv(found, nodes)
     formats = {}
     used = {n.precision for n in nodes.values()}
@@ -184,38 +197,6 @@ def _why_not_int4(candidate: Candidate, block: int) -> str:
         return f"{kind} has no weight that is stored in INT4 blocks"
     summed = candidate.weight_shape[1 - what.channel_axis]
     return "" if summed % block == 0 else f"it sums {summed} values, which is no multiple of the block of {block}"
-
-
-def _require_residuals_between_convolutions(
-    found: tuple[Candidate, ...], nodes: dict[str, NodePlan], high: Precision
-) -> None:
-    """Keep a residual add quantized only where both its inputs come from quantized convolutions or adds.
-
-    Between transformer layers the add feeds a LayerNorm in high precision: rounding it costs 2.6-3.3 dB and saves
-    nothing.
-    """
-    for candidate in found:
-        entry = nodes[candidate.name]
-        if (
-            candidate.role.role is not Role.RESIDUAL_ADD
-            or not entry.precision.quantized
-            or entry.rule.startswith("recipe")
-        ):
-            continue
-        sources = [_source(v) for v in candidate.node.inputs]
-        if not all(
-            s is not None and s.op_type in ("Conv", "Add") and nodes[s.name or ""].precision.quantized for s in sources
-        ):
-            nodes[candidate.name] = replace(
-                entry, precision=high, rule="guard: residual add that is not between INT8 convolutions"
-            )
-
-
-def _source(value: ir.Value | None) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    while node is not None and node.op_type in _PASSES and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return node
 
 
 def _share_qkv(found: tuple[Candidate, ...], nodes: dict[str, NodePlan]) -> None:

@@ -98,10 +98,13 @@ def preset_rules(preset: Preset, high: Precision) -> list[Rule]:
     if preset in (Preset.INT8, Preset.INT8_ALL, Preset.FP8_INT8):
         rules += [
             by_role(f"preset {preset}: convolutions", Precision.INT8, *CONVOLUTIONS),
-            by_role(f"preset {preset}: residual add of convolutions", Precision.INT8, Role.RESIDUAL_ADD),
+            by_role(f"preset {preset}: residual add", Precision.INT8, Role.RESIDUAL_ADD),
         ]
     if preset is Preset.INT8_ALL:
-        rules.append(by_role("preset int8-all: attention matmuls", Precision.INT8, *ATTENTION_MATMULS))
+        rules += [
+            by_role("preset int8-all: attention matmuls", Precision.INT8, *ATTENTION_MATMULS),
+            by_role("preset int8-all: embedding tables", Precision.INT8, Role.EMBEDDING),
+        ]
     return rules
 
 

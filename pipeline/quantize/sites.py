@@ -14,12 +14,13 @@ Runtime's QLinearConcat takes a scale for each.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from pipeline.graph.operands import Operands, operands
-from pipeline.policy.plan import PrecisionPlan
+from pipeline.policy.plan import NodePlan, PrecisionPlan
 from pipeline.types import QuantSpec, Role
 
 COMMUTING = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
@@ -51,6 +52,7 @@ def sites(model: ir.Model, plan: PrecisionPlan) -> tuple[Site, ...]:
     readers: dict[tuple[str, QuantSpec], list[tuple[str, int]]] = {}
     roles: dict[tuple[str, QuantSpec], list[Role]] = {}
     whole: set[tuple[str, QuantSpec]] = set()
+    gemms = plan.family != "cpu"
     for node in model.graph:
         entry = entries.get(node.name or "")
         found = operands(node)
@@ -58,6 +60,12 @@ def sites(model: ir.Model, plan: PrecisionPlan) -> tuple[Site, ...]:
             continue
         form = plan.formats[entry.precision]
         if form.activations is None:
+            continue
+        if gemms and entry.role is Role.RESIDUAL_ADD and (shared := _shared_skip(node, entries)) is not None:
+            reader, index = shared
+            key = (_name(reader.inputs[index]), form.activations)
+            readers.setdefault(key, []).append((reader.name or "", index))
+            roles.setdefault(key, []).append(entry.role)
             continue
         for index in _inputs(node, found, plan.family):
             value = node.inputs[index]
@@ -115,9 +123,38 @@ def _inputs(node: ir.Node, found: Operands, family: str) -> tuple[int, ...]:
     return tuple(skip[:1]) if skip else (1,)
 
 
+def _shared_skip(add: ir.Node, entries: Mapping[str, NodePlan]) -> tuple[ir.Node, int] | None:
+    """Return who reads, for a residual add, a tensor that quantized GEMMs read anyway, and as which input.
+
+    That is the add itself, or the first of the elementwise nodes by which smoothing gives the tensor back to it.
+    """
+    for index, value in enumerate(add.inputs):
+        reader, source = (add, index), value
+        while source is not None:
+            if any(_reads_quantized(n, i, entries) for n, i in source.uses()):
+                return reader
+            maker = source.producer()
+            restoring = maker is not None and maker.op_type in ("Mul", "Add") and (maker.name or "") not in entries
+            if maker is None or not restoring or maker.inputs[1] is None or maker.inputs[1].const_value is None:
+                break
+            reader, source = (maker, 0), maker.inputs[0]
+    return None
+
+
+def _reads_quantized(node: ir.Node, index: int, entries: Mapping[str, NodePlan]) -> bool:
+    entry, what = entries.get(node.name or ""), operands(node)
+    return (
+        entry is not None and entry.precision.quantized and what is not None and what.weight is not None and index == 0
+    )
+
+
 def _made_by_convolution_alone(value: ir.Value | None) -> bool:
     producer = value.producer() if value is not None else None
     return producer is not None and producer.op_type == "Conv" and value is not None and len(value.uses()) == 1
+
+
+def _name(value: ir.Value | None) -> str:
+    return value.name or "" if value is not None else ""
 
 
 def _output(node: ir.Node) -> ir.Value:

@@ -9,6 +9,7 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from pipeline import model as models
 from pipeline.graph.operands import Operands, operands, output_bias
 from pipeline.quantize.smoothing import F32, Smoothing, rows_by_channel
-from pipeline.quantize.upstream import upstream
+from pipeline.quantize.upstream import gain, is_norm, upstream
 from pipeline.types import Array
 
 
@@ -46,45 +47,71 @@ class _Applier:
             readers = [self.nodes[name] for name in smoothing.group.nodes]
             for node in readers:
                 self._weight(node, smoothing)
-            made += self._activation(self.values[tensor], readers, smoothing)
+            adds = [self.nodes[name] for name in smoothing.group.adds]
+            made += self._activation(self.values[tensor], readers, adds, smoothing)
         used = {v.name for n in self.graph.all_nodes() for v in n.inputs if v is not None}
         used |= {v.name for v in self.graph.outputs}
         for name in [n for n in self.graph.initializers if n not in used]:
             del self.graph.initializers[name]
         return tuple(made)
 
-    def _activation(self, value: ir.Value, readers: list[ir.Node], smoothing: Smoothing) -> list[str]:
+    def _activation(
+        self, value: ir.Value, readers: list[ir.Node], adds: list[ir.Node], smoothing: Smoothing
+    ) -> list[str]:
+        """Smooth what the GEMMs read; residual adds that read the same tensor get it back behind the quantizer."""
+        alone = {r for r, _ in value.uses()} == {*readers, *adds} and not value.is_graph_output()
+        changed = self._upstream(value, smoothing) if alone else ()
+        if changed:
+            smoothed = value
+        else:
+            steps = [("Sub", smoothing.shift)] if smoothing.shifted else []
+            smoothed = self._elementwise(value, [*steps, ("Mul", _inverse(smoothing.scale))], "smoothing")
+            for node in readers:
+                node.replace_input_with(0, smoothed)
+        if smoothing.outliers:
+            for node in readers:
+                self._beside(node, smoothed, smoothing.outliers)
+        if adds:
+            steps = [("Add", smoothing.shift)] if smoothing.shifted else []
+            restored = self._elementwise(smoothed, [("Mul", smoothing.scale), *steps], "restoring")
+            for node in adds:
+                node.replace_input_with(list(node.inputs).index(value), restored)
+        return [*changed] if changed else [smoothed.name or ""]
+
+    def _upstream(self, value: ir.Value, smoothing: Smoothing) -> tuple[str, ...]:
+        """Let what makes ``value`` absorb the smoothing; return the tensors that it changed, none where nothing can."""
         maker = value.producer()
-        alone = {r for r, _ in value.uses()} == set(readers) and not value.is_graph_output()
-        if maker is not None and alone:
-            if _is_norm(maker):
-                self._into_norm(maker, smoothing)
-                return [value.name or ""]
-            index = _gain(maker)
-            if index is not None and not smoothing.shifted:
-                self._into_gain(maker, index, smoothing)
-                return [value.name or ""]
-            source = upstream(value, len(smoothing.scale))
-            if source is not None and (source.shifts or not smoothing.shifted):
-                self._into_projection(source.gemm, smoothing)
-                return [v.name or "" for v in (*source.changed, value)]
+        if maker is None:
+            return ()
+        if is_norm(maker):
+            self._into_norm(maker, smoothing)
+            return (value.name or "",)
+        index = gain(maker)
+        if index is not None and not smoothing.shifted:
+            self._into_gain(maker, index, smoothing)
+            return (value.name or "",)
+        source = upstream(value, len(smoothing.scale))
+        if source is None or (smoothing.shifted and not source.shifts):
+            return ()
+        self._into_projection(source.gemm, smoothing)
+        return tuple(v.name or "" for v in (*source.changed, value))
+
+    def _elementwise(self, value: ir.Value, steps: list[tuple[str, F32]], what: str) -> ir.Value:
+        """Put elementwise nodes with a constant for each channel behind ``value`` and return what the last one makes."""
         new, current = [], value
-        steps = [("Sub", smoothing.shift)] if smoothing.shifted else []
-        for kind, operand in (*steps, ("Mul", _inverse(smoothing.scale))):
-            constant = self._constant(f"{value.name}_smoothing_{kind}", operand, value)
-            node = ir.node(kind, [current, constant], name=self._free(f"{value.name}/smoothing/{kind}"))
+        for kind, operand in steps:
+            constant = self._constant(f"{value.name}_{what}_{kind}", operand, value)
+            node = ir.node(kind, [current, constant], name=self._free(f"{value.name}/{what}/{kind}"))
             current = node.outputs[0]
-            current.name = self._free(f"{value.name}_smoothed_{kind}")
+            current.name = self._free(f"{value.name}_{what}_{kind}_output")
             current.shape, current.type = value.shape, value.type
             new.append(node)
-        for node in readers:
-            node.replace_input_with(0, current)
         producer = value.producer()
         if producer is None:
             self.graph.insert_before(self.graph[0], new)
         else:
             self.graph.insert_after(producer, new)
-        return [current.name or ""]
+        return current
 
     def _into_norm(self, norm: ir.Node, smoothing: Smoothing) -> None:
         inverse = _inverse(smoothing.scale)
@@ -165,18 +192,52 @@ class _Applier:
             [output, self._constant(f"{node.name}_smoothing_bias", constant, output)],
             name=self._free(f"{node.name}/smoothing/Add"),
         )
-        add.outputs[0].shape, add.outputs[0].type = output.shape, output.type
-        name = output.name or ""
-        # The sum takes over the name, for graph outputs and for whoever looks the tensor up.
-        output.name = self._free(f"{name}_unshifted")
-        add.outputs[0].name = name
-        ir.convenience.replace_all_uses_with(output, add.outputs[0], replace_graph_outputs=True)
-        add.replace_input_with(0, output)
+        self._take_over(output, add)
         self.graph.insert_after(node, [add])
-        self.values[name] = add.outputs[0]
 
-    def _constant(self, name: str, values: Array, like: ir.Value) -> ir.Value:
-        dtype = like.dtype.numpy() if like.dtype is not None else np.dtype(np.float32)
+    def _beside(self, node: ir.Node, smoothed: ir.Value, outliers: tuple[int, ...]) -> None:
+        """Compute the products of some channels in high precision: zero in the GEMM's weight, added to its output."""
+        what = operands(node)
+        assert what is not None
+        weight = rows_by_channel(node)
+        rows, channels = weight[list(outliers)], len(weight)
+        mask = np.ones(channels, np.float32)
+        mask[list(outliers)] = 0
+        self._scaled(node, what, mask if what.channel_axis == 0 else mask[:, None])
+        base = f"{node.name}/outliers"
+        picked = self._constant(f"{base}_channels", np.asarray(outliers, np.int64), dtype=np.dtype(np.int64))
+        gather = ir.node("Gather", [smoothed, picked], attributes={"axis": -1}, name=self._free(f"{base}/Gather"))
+        factor = self._constant(f"{base}_weight", rows[0] if len(outliers) == 1 else rows, smoothed)
+        kind = "Mul" if len(outliers) == 1 else "MatMul"
+        product = ir.node(kind, [gather.outputs[0], factor], name=self._free(f"{base}/{kind}"))
+        place = output_bias(node, rows.shape[1])
+        last = place[0] if place is not None else node
+        output = last.outputs[0]
+        add = ir.node("Add", [output, product.outputs[0]], name=self._free(f"{base}/Add"))
+        self._take_over(output, add)
+        for made, name in ((gather, "Gather"), (product, kind)):
+            made.outputs[0].name = self._free(f"{base}_{name}_output")
+            made.outputs[0].type = output.type
+        product.outputs[0].shape = output.shape
+        if smoothed.shape is not None:
+            gather.outputs[0].shape = ir.Shape([*smoothed.shape.dims[:-1], len(outliers)])
+        self.graph.insert_after(last, [gather, product, add])
+
+    def _take_over(self, output: ir.Value, add: ir.Node) -> None:
+        """Let the sum have the name and the readers of one of its terms, for graph outputs and whoever looks it up."""
+        name, total = output.name or "", add.outputs[0]
+        total.shape, total.type = output.shape, output.type
+        output.name = self._free(f"{name}_alone")
+        total.name = name
+        ir.convenience.replace_all_uses_with(output, total, replace_graph_outputs=True)
+        add.replace_input_with(list(add.inputs).index(total), output)
+        self.values[name] = total
+
+    def _constant(
+        self, name: str, values: Array, like: ir.Value | None = None, *, dtype: np.dtype[Any] | None = None
+    ) -> ir.Value:
+        if dtype is None:
+            dtype = like.dtype.numpy() if like is not None and like.dtype is not None else np.dtype(np.float32)
         tensor = ir.tensor(np.asarray(values).astype(dtype))
         made = ir.Value(
             name=self._free(name),
@@ -193,30 +254,6 @@ class _Applier:
             candidate, number = f"{name}_{number}", number + 1
         self.names.add(candidate)
         return candidate
-
-
-def _is_norm(node: ir.Node) -> bool:
-    """Whether this is a LayerNormalization over the last axis whose scale and bias are constants."""
-    if node.op_type != "LayerNormalization" or node.domain not in ("", "ai.onnx"):
-        return False
-    axis, weight = node.attributes.get("axis"), node.inputs[1]
-    constants = all(v is None or v.const_value is not None for v in node.inputs[1:])
-    return constants and (axis is None or axis.as_int() == -1) and weight is not None and len(weight.shape or ()) == 1
-
-
-def _gain(node: ir.Node) -> int | None:
-    """Return which input multiplies every channel by a constant: an RMS norm's last step, or an RMSNormalization's scale."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("Mul", "RMSNormalization"):
-        return None
-    axis = node.attributes.get("axis")
-    if node.op_type == "RMSNormalization" and not (axis is None or axis.as_int() == -1):
-        return None
-    output = node.outputs[0]
-    channels = output.shape[-1] if output.shape is not None and len(output.shape) else None
-    for index, value in enumerate(node.inputs):
-        if value is not None and value.const_value is not None and tuple(value.const_value.shape) == (channels,):
-            return index
-    return None
 
 
 def _inverse(scale: F32) -> F32:

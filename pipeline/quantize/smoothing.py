@@ -24,8 +24,7 @@ from pipeline import model as models
 from pipeline.graph.operands import operands
 from pipeline.policy.plan import Format, PrecisionPlan
 from pipeline.quantize.fake import fake_quantize, fake_quantize_weight
-from pipeline.recipe import PolicyConfig
-from pipeline.types import Precision, QuantDType, Range
+from pipeline.types import Precision, QuantDType, Range, Role
 
 F32 = npt.NDArray[np.float32]
 
@@ -34,6 +33,12 @@ ALPHAS = (0.4, 0.55, 0.7, 0.85, 1.0)
 CLOSER = (-0.1, -0.05, 0.05, 0.1)
 WORTH = 0.9
 """Smoothing costs an elementwise pass, so it must bring the squared error below this share of the plain one's."""
+APART = 2.5
+"""How far a channel's largest product must stand above what is usual for the largest to be tried apart."""
+MOST_APART = (1, 2, 4)
+"""How many channels are tried apart: the builder unrolls so few into the next elementwise kernel; eight are a GEMM."""
+WORTH_APART = 0.8
+"""A product beside the GEMM reads the float tensor again, so it must bring the squared error below this share."""
 GPTQ_SHARE = 0.4
 """What GPTQ leaves of the weights' rounding error; on MiniLM's layers 0.12 to 0.55. Nobody runs GPTQ for every alpha."""
 _TINY = np.float32(1e-5)
@@ -47,11 +52,13 @@ class ChoiceOptions:
         alphas: What to try.
         forced: Take the best of ``alphas`` even where none gains anything.
         gptq: The weights will be rounded by GPTQ, and their mean error corrected.
+        apart: A few channels may be multiplied in high precision beside the GEMM.
     """
 
     alphas: Sequence[float] = ALPHAS
     forced: bool = False
     gptq: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +69,13 @@ class Group:
         tensor: The activation, ``[..., channels]``.
         nodes: Names of the MatMul and Gemm nodes, in graph order.
         precision: What they compute in.
+        adds: Quantized residual adds that read the tensor too: they get it back from the smoothed pair.
     """
 
     tensor: str
     nodes: tuple[str, ...]
     precision: Precision
+    adds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +88,7 @@ class Smoothing:
         shifted: Whether a shift makes the tensor two-sided.
         scale: ``s``, float32 ``[channels]``: the activation is divided by it.
         shift: ``z``, float32 ``[channels]``: what is subtracted before.
+        outliers: Channels whose products are computed beside the quantized GEMM, in high precision.
         error: Squared error of the GEMMs' outputs over their energy, with this choice.
         plain_error: The same without smoothing.
     """
@@ -90,6 +100,7 @@ class Smoothing:
     shift: F32
     error: float
     plain_error: float
+    outliers: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return what people read: without the scales, which are in the graph."""
@@ -98,19 +109,10 @@ class Smoothing:
             "nodes": list(self.group.nodes),
             "alpha": self.alpha,
             "shifted": self.shifted,
+            "outliers": list(self.outliers),
             "error": self.error,
             "plain_error": self.plain_error,
         }
-
-
-def smoothing_for(policy: PolicyConfig, family: str) -> str | float:
-    """Return ``auto``, ``off`` or one alpha: what the recipe says, or where it says nothing what suits the target.
-
-    On a GPU the elementwise pass becomes part of the kernel that quantizes; on a CPU it is one more pass over memory.
-    """
-    if policy.smooth is not None:
-        return policy.smooth
-    return "auto" if family.startswith("gpu") else "off"
 
 
 def to_json(chosen: Sequence[Smoothing]) -> str:
@@ -125,8 +127,12 @@ def groups(model: ir.Model, plan: PrecisionPlan) -> tuple[Group, ...]:
     """
     entries = {n.node: n for n in plan.quantized()}
     found: dict[str, list[tuple[str, Precision]]] = {}
+    adds: dict[str, list[str]] = {}
     for node in model.graph:
         entry, what = entries.get(node.name or ""), operands(node)
+        if entry is not None and entry.role is Role.RESIDUAL_ADD:
+            for value in node.inputs:
+                adds.setdefault(value.name or "" if value is not None else "", []).append(entry.node)
         if entry is None or what is None or what.weight is None or node.op_type not in ("MatMul", "Gemm"):
             continue
         if plan.formats[entry.precision].activations is None:
@@ -135,7 +141,12 @@ def groups(model: ir.Model, plan: PrecisionPlan) -> tuple[Group, ...]:
         assert value is not None
         found.setdefault(value.name or "", []).append((entry.node, entry.precision))
     return tuple(
-        Group(tensor=tensor, nodes=tuple(n for n, _ in readers), precision=readers[0][1])
+        Group(
+            tensor=tensor,
+            nodes=tuple(n for n, _ in readers),
+            precision=readers[0][1],
+            adds=tuple(adds.get(tensor, ())) if plan.family != "cpu" else (),
+        )
         for tensor, readers in found.items()
         if len({p for _, p in readers}) == 1
     )
@@ -172,44 +183,65 @@ def choose(
         extremes: Smallest and largest value of every channel on all calibration data, float32 ``[channels]``.
         options: What to try, and how the weights will be rounded.
     """
-    alphas, forced = options.alphas, options.forced
     form = plan.formats[group.precision]
     assert form.activations is not None
     weight = np.concatenate(weights, axis=1)
+    ones, zeros = np.ones(len(weight), np.float32), np.zeros(len(weight), np.float32)
     trial = _Trial(samples, weight, extremes, form, gptq=options.gptq)
-    ones, zeros = np.ones(weight.shape[0], np.float32), np.zeros(weight.shape[0], np.float32)
     plain = trial.error(ones, zeros)
     unchanged = Smoothing(
         group=group, alpha=None, shifted=False, scale=ones, shift=zeros, error=plain, plain_error=plain
     )
-    symmetric = form.activations.symmetric and form.activations.dtype is QuantDType.INT8
+    best = _best(unchanged, trial, options)
+    if options.apart and form.activations.dtype is QuantDType.INT8:
+        for outliers in _outliers(extremes, weight):
+            found = _best(unchanged, trial, options, outliers)
+            if found.error < WORTH_APART * best.error:
+                best = found
+    return best if options.forced or best.error <= WORTH * plain else unchanged
 
-    def tried(alpha: float, kinds: Sequence[int]) -> list[tuple[int, Smoothing]]:
-        scale = _scale(extremes, weight, alpha)
-        shifts = (zeros, *_shifts(extremes, scale))
-        return [
-            (
-                kind,
-                replace(
-                    unchanged,
-                    alpha=alpha,
-                    shifted=kind > 0,
-                    scale=scale,
-                    shift=shifts[kind],
-                    error=trial.error(scale, shifts[kind]),
-                ),
-            )
-            for kind in kinds
-        ]
 
-    def least(found: list[tuple[int, Smoothing]]) -> tuple[int, Smoothing]:
-        return min(found, key=lambda candidate: candidate[1].error)
+def _best(unchanged: Smoothing, whole: _Trial, options: ChoiceOptions, outliers: tuple[int, ...] = ()) -> Smoothing:
+    """Return the alpha and shift of least error, with the products of ``outliers`` left to high precision."""
+    kept = np.setdiff1d(np.arange(len(whole.weight)), outliers)
+    trial = whole.of(kept) if outliers else whole
+    kinds = range(3 if trial.activations.symmetric and trial.activations.dtype is QuantDType.INT8 else 1)
 
-    kind, best = least([c for alpha in alphas for c in tried(alpha, range(3 if symmetric else 1))])
-    if len(alphas) > 1 and best.alpha is not None:
-        nearby = [round(best.alpha + step, 2) for step in CLOSER]
-        _, best = least([(kind, best), *(c for alpha in nearby if alpha <= 1 for c in tried(alpha, [kind]))])
-    return best if forced or best.error <= WORTH * plain else unchanged
+    def tried(alpha: float, kind: int) -> tuple[float, float, int, F32, F32]:
+        scale = _scale(trial.extremes, trial.weight, alpha)
+        shift = (np.zeros_like(scale), *_shifts(trial.extremes, scale))[kind]
+        return trial.error(scale, shift), alpha, kind, scale, shift
+
+    best = min((tried(alpha, kind) for alpha in options.alphas for kind in kinds), key=lambda t: t[0])
+    if len(options.alphas) > 1:
+        nearby = [round(best[1] + step, 2) for step in CLOSER]
+        best = min([best, *(tried(alpha, best[2]) for alpha in nearby if alpha <= 1)], key=lambda t: t[0])
+    error, alpha, kind, scale, shift = best
+    if outliers:
+        scale, shift = _with_outliers(whole.extremes, kept, scale, shift)
+    return replace(unchanged, alpha=alpha, shifted=kind > 0, scale=scale, shift=shift, error=error, outliers=outliers)
+
+
+def _outliers(extremes: tuple[F32, F32], weight: F32) -> list[tuple[int, ...]]:
+    """Return the sets of channels worth leaving out: those whose largest product stands far above the others'.
+
+    Smoothing moves a large activation into its weights; a channel whose weights are large too has nowhere to go.
+    """
+    products = np.maximum(-extremes[0], extremes[1]) * np.abs(weight).max(axis=1)
+    order = np.argsort(-products, kind="stable")
+    usual = min(np.quantile(products, 0.99), products[order[min(2 * MOST_APART[-1], len(order) - 1)]])
+    far = int((products > APART * usual).sum())
+    return [tuple(sorted(int(c) for c in order[:count])) for count in MOST_APART if count <= far]
+
+
+def _with_outliers(extremes: tuple[F32, F32], kept: npt.NDArray[np.int64], scale: F32, shift: F32) -> tuple[F32, F32]:
+    """Return scale and shift of all channels; an outlier, which no weight multiplies, is scaled into the others' range."""
+    low, high = extremes
+    reach = np.maximum(shift - low[kept], high[kept] - shift) / scale
+    scales = np.maximum(np.maximum(-low, high), _TINY) / np.float32(max(float(reach.max()), 1e-30))
+    shifts = np.zeros_like(scales)
+    scales[kept], shifts[kept] = scale, shift
+    return scales.astype(np.float32), shifts.astype(np.float32)
 
 
 def _scale(extremes: tuple[F32, F32], weight: F32, alpha: float) -> F32:
@@ -235,11 +267,32 @@ def _shifts(extremes: tuple[F32, F32], scale: F32) -> tuple[F32, F32]:
 class _Trial:
     """The error of a group's outputs for one choice after the other: the activation's rounding, and the weights'."""
 
-    def __init__(self, samples: F32, weight: F32, extremes: tuple[F32, F32], form: Format, *, gptq: bool) -> None:
+    def __init__(
+        self,
+        samples: F32,
+        weight: F32,
+        extremes: tuple[F32, F32],
+        form: Format,
+        *,
+        gptq: bool,
+        energy: float | None = None,
+    ) -> None:
         self.samples, self.weight, self.extremes, self.form, self.gptq = samples, weight, extremes, form, gptq
         assert form.activations is not None
         self.activations = form.activations
-        self.energy = max(_energy(samples @ weight), 1e-30)
+        self.energy = max(_energy(samples @ weight), 1e-30) if energy is None else energy
+
+    def of(self, kept: npt.NDArray[np.int64]) -> _Trial:
+        """Return the trial of some channels alone; errors stay relative to the whole output."""
+        low, high = self.extremes
+        return _Trial(
+            self.samples[:, kept],
+            self.weight[kept],
+            (low[kept], high[kept]),
+            self.form,
+            gptq=self.gptq,
+            energy=self.energy,
+        )
 
     def error(self, scale: F32, shift: F32) -> float:
         low, high = ((e - shift) / scale for e in self.extremes)

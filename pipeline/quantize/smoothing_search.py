@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.moments import Tap
 from pipeline.quantize.smoothing import ALPHAS, F32, ChoiceOptions, Group, Smoothing, choose, groups, rows_by_channel
+from pipeline.quantize.upstream import gain, is_norm
 from pipeline.types import Feeds, Progress, silent
 
 ROWS = 1024
@@ -67,11 +69,21 @@ def search(
             weights = [rows_by_channel(nodes[name]) for name in group.nodes]
             found = choose(
                 group, plan, weights, samples.pop(group.tensor), extremes[group.tensor],
-                options=how,
+                options=replace(how, apart=not forced and _may_part(nodes, group)),
             )  # fmt: skip
             chosen.append(found)
             progress("smooth", len(chosen), len(wanted))
     return tuple(chosen)
+
+
+def _may_part(nodes: Mapping[str | None, ir.Node], group: Group) -> bool:
+    """Whether a product beside the GEMM fuses with its neighbours.
+
+    Query, key and value projections are one GEMM on a GPU, which it would part; behind a norm it parts the norm's kernel.
+    """
+    maker = nodes[group.nodes[0]].inputs[0]
+    source = maker.producer() if maker is not None else None
+    return len(group.nodes) == 1 and source is not None and not (is_norm(source) or gain(source) is not None)
 
 
 def _parts(

@@ -130,3 +130,27 @@ def _head_size(split: ir.Node, channels: int) -> int | None:
     same = all(before.shape[axis] == after.shape[axis] and before.shape[axis] is not None for axis in (0, 1))
     size = _size(after, 3)
     return size if same and size is not None and _size(before, 2) == channels and channels % size == 0 else None
+
+
+def is_norm(node: ir.Node) -> bool:
+    """Whether this is a LayerNormalization over the last axis whose scale and bias are constants."""
+    if node.op_type != "LayerNormalization" or node.domain not in ("", "ai.onnx"):
+        return False
+    axis, weight = node.attributes.get("axis"), node.inputs[1]
+    constants = all(v is None or v.const_value is not None for v in node.inputs[1:])
+    return constants and (axis is None or axis.as_int() == -1) and weight is not None and len(weight.shape or ()) == 1
+
+
+def gain(node: ir.Node) -> int | None:
+    """Return which input multiplies every channel by a constant: an RMS norm's last step, or an RMSNormalization's scale."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("Mul", "RMSNormalization"):
+        return None
+    axis = node.attributes.get("axis")
+    if node.op_type == "RMSNormalization" and not (axis is None or axis.as_int() == -1):
+        return None
+    output = node.outputs[0]
+    channels = output.shape[-1] if output.shape is not None and len(output.shape) else None
+    for index, value in enumerate(node.inputs):
+        if value is not None and value.const_value is not None and tuple(value.const_value.shape) == (channels,):
+            return index
+    return None

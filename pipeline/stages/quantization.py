@@ -23,7 +23,7 @@ from pipeline.quantize.costs import read_costs
 from pipeline.quantize.quantize import quantize as write_variant
 from pipeline.quantize.ranges import SiteRange
 from pipeline.stages.run import DRY_RUN, OVERRIDES, STATISTICS, Run, step
-from pipeline.stages.smoothing import FloatGraph
+from pipeline.stages.smoothing import FloatGraph, may_smooth
 
 
 @step
@@ -50,7 +50,13 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
             roles, policy, costs = find_roles(model), run.recipe.policy, read_costs(costs_file)
             largest = extents(statistics) if half and statistics is not None else {}
             spread = outlier_ratios(statistics) if judged and statistics is not None else {}
-            seen = Evidence(costs=costs, extents=largest, outliers=spread, overrides=overrides.get(name, {}))
+            seen = Evidence(
+                costs=costs,
+                extents=largest,
+                outliers=spread,
+                overrides=overrides.get(name, {}),
+                smoothable=may_smooth(run.recipe),
+            )
             made = make_plan(model, roles, policy, name, seen)
             remark(made, candidates(model, roles), policy, costs)
             (work / out).write_text(made.to_json(), encoding="utf-8")
@@ -66,6 +72,7 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
             "family": name,
             "costs": costs_file,
             "overrides": overrides.get(name, {}),
+            "smoothable": may_smooth(run.recipe),
             "statistics": run.directory / STATISTICS if (half or judged) and statistics is not None else None,
         }
         result = run.stage(f"{stage}/{name}", inputs, [out], produce)

@@ -14,9 +14,11 @@ from pipeline.errors import RecipeError
 from pipeline.graph.prepare import Prepared
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.policy.planning import smoothing_for
 from pipeline.quantize.smooth import apply
-from pipeline.quantize.smoothing import F32, by_tensor, groups, smoothing_for, to_json
+from pipeline.quantize.smoothing import F32, by_tensor, groups, to_json
 from pipeline.quantize.smoothing_search import SearchOptions, search
+from pipeline.recipe import Recipe
 from pipeline.sources.export import Exported
 from pipeline.stages.run import STATISTICS, Run, step
 from pipeline.stages.tuning_samples import TUNING_SAMPLES, first_batches
@@ -54,14 +56,10 @@ def smooth(
     given = run.recipe.policy.smooth is not None
     if given and run.recipe.policy.smooth != "off" and any(made.dynamic for made in plans.values()):
         notice("not-smoothed", "Nothing is smoothed where activations are dynamic.", where="policy.smooth")
-    # Another tool's ranges, and a builder that quantizes by itself, know the tensors as they were.
-    foreign = run.recipe.calibration.cache is not None or run.recipe.builder.quantization == "implicit"
-    if statistics is None or (foreign and not given):
+    if statistics is None or not may_smooth(run.recipe):
         return found
     inputs = models.inputs(models.load(canonical.path))
     data = run.open(run.recipe.calibration, exported, inputs)
-    if data is None and not given:
-        return found
     if data is None:
         raise RecipeError(
             "Smoothing needs the calibration data again, to see what it does to the activations.",
@@ -125,6 +123,15 @@ def smooth(
             before=plain,
         )
     return found
+
+
+def may_smooth(recipe: Recipe) -> bool:
+    """Whether anything can be smoothed: there is data to collect again, and nobody who knows the tensors as they were.
+
+    Such are another tool's ranges, and a builder that quantizes by itself. Whoever asks for smoothing gets it, or an error.
+    """
+    foreign = recipe.calibration.cache is not None or recipe.builder.quantization == "implicit"
+    return recipe.policy.smooth is not None or (not foreign and recipe.calibration.data is not None)
 
 
 def _extremes(statistics: Statistics, tensors: Sequence[str]) -> dict[str, tuple[F32, F32]]:

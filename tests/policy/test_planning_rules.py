@@ -117,9 +117,9 @@ def test_preset_fp32_keeps_fp32_around_what_a_rule_quantizes() -> None:
     assert mixed.counts() == {"fp16": 2, "fp32": 2}
 
 
-def test_an_embedding_is_int8_only_where_a_rule_says_so() -> None:
+def test_an_embedding_is_int8_in_int8_all_or_where_a_rule_says_so() -> None:
     model, _ = chain()
-    assert entry(planned(preset=Preset.INT8_ALL), "/embed/Gather").precision is FP32
+    assert entry(planned(preset=Preset.INT8_ALL), "/embed/Gather").precision is INT8
     made = planned(RuleConfig(role=Role.EMBEDDING, precision=INT8))
     assert entry(made, "/embed/Gather").precision is INT8
     assert expected_bytes(model, planned()) == 4 * 100 * 32 + 32 * 64 + 64 * 32
