@@ -22,7 +22,15 @@ from engines.roofline import estimate_ms
 from engines.target import Target
 from engines.target import target as find_target
 
-PRESETS = (("int8", "off"), ("int8", "auto"), ("int8-all", "off"), ("int8-all", "auto"))
+EMBEDDINGS = '[{"role": "embedding", "precision": "int8"}]'
+GRAPHS = {
+    "`int8`, smoothing off": ["--precision", "int8", "--policy.smooth", "off"],
+    "`int8`": ["--precision", "int8"],
+    "`int8`, embeddings in INT8": ["--precision", "int8", "--policy.rules", EMBEDDINGS],
+    "`int8-all`, smoothing off": ["--precision", "int8-all", "--policy.smooth", "off"],
+    "`int8-all`": ["--precision", "int8-all"],
+}
+"""Title to the flags of the variant that is compiled; ResNet-50 has the first alone, without attention and GEMMs to smooth."""
 HEADER = [
     "model",
     "graph",
@@ -50,13 +58,15 @@ def main() -> None:
     rows = []
     for name in given.only:
         fp16 = None
-        for preset, smooth in PRESETS[:1] if name == "resnet50" else PRESETS:
-            progress(f"{name}: {preset}, smoothing {smooth}")
-            made, beside = _compiled(given, name, preset, smooth)
+        for number, (title, flags) in enumerate(GRAPHS.items()):
+            if number and name == "resnet50":
+                break
+            progress(f"{name}: {title}")
+            made, beside = _compiled(given, name, flags, given.work / f"compiled.{name}.{number}")
             if fp16 is None:
                 fp16 = beside
                 rows.append([name, "FP16", *_figures(fp16, device)])
-            rows.append([name, f"`{preset}`, smoothing {smooth}", *_figures(made, device)])
+            rows.append([name, title, *_figures(made, device)])
     for title, _, file in (peer.partition("=") for peer in given.peer):
         progress(title)
         data = np.load(given.models / f"{given.only[0]}_calib.npz")
@@ -68,11 +78,12 @@ def main() -> None:
     print_table(HEADER, rows)
 
 
-def _compiled(given: argparse.Namespace, name: str, preset: str, smooth: str) -> tuple[CompiledLayers, CompiledLayers]:
-    folder = given.work / f"compiled.{name}.{preset}.{smooth}"
-    command = [sys.executable, "-m", "pipeline", "compile", str(given.models / f"{name}.onnx"), "--precision", preset]
+def _compiled(
+    given: argparse.Namespace, name: str, flags: list[str], folder: Path
+) -> tuple[CompiledLayers, CompiledLayers]:
+    command = [sys.executable, "-m", "pipeline", "compile", str(given.models / f"{name}.onnx"), *flags]
     command += ["--target", given.target, "--calibration", str(given.models / f"{name}_calib.npz")]
-    command += ["--samples", str(given.samples), "--policy.smooth", smooth, "-o", str(folder)]
+    command += ["--samples", str(given.samples), "-o", str(folder)]
     measured(command)
     check = folder / "checks" / given.target
     variant, fp16 = (

@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import Any
 
 BYTES = {
-    "Float": 4.0, "Half": 2.0, "BF16": 2.0, "Int8": 1.0, "UInt8": 1.0, "FP8": 1.0, "Int32": 4.0, "Int64": 8.0,
-    "Bool": 1.0, "Int4": 0.5, "FP4": 0.5, "E8M0": 1.0,
+    "Float": 4.0, "Half": 2.0, "BF16": 2.0, "BFloat16": 2.0, "Int8": 1.0, "UInt8": 1.0, "FP8": 1.0, "Int32": 4.0, "Int64": 8.0,
+    "Bool": 1.0, "Int4": 0.5, "FP4": 0.5, "FP4E2M1": 0.5, "E8M0": 1.0,
 }  # fmt: skip
 """Bytes of one element by the builder's name for its type."""
 
-LOW_PRECISION = frozenset({"Int8", "FP8", "Int4", "FP4"})
+LOW_PRECISION = frozenset({"Int8", "FP8", "Int4", "FP4", "FP4E2M1"})
 NOT_KERNELS = frozenset({"signal", "wait", "shape_call", "no_op"})
 """Layers that only order other layers or compute shapes on the host."""
 GEMM_KINDS = frozenset({"gemm", "correlation", "deconv", "runtime_fusion"})

@@ -17,10 +17,13 @@ _RATE = {
     "Float": Precision.FP32,
     "Half": Precision.FP16,
     "BF16": Precision.FP16,
+    "BFloat16": Precision.FP16,
     "Int8": Precision.INT8,
     "FP8": Precision.FP8,
-    # INT4 weights are widened in the kernel: the product is FP16.
+    # INT4 and FP4 weights are widened in the kernel: the product is FP16.
     "Int4": Precision.FP16,
+    "FP4": Precision.FP16,
+    "FP4E2M1": Precision.FP16,
 }
 
 

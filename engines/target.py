@@ -14,12 +14,14 @@ Runtime = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 NEEDS: dict[Precision, tuple[int, int]] = {
     Precision.FP16: (5, 3),
+    Precision.BF16: (8, 0),
     Precision.INT8: (6, 1),
     Precision.FP8: (8, 9),
     Precision.INT4: (8, 0),
+    Precision.FP4: (10, 0),
 }
-"""Smallest compute capability that has a precision (TensorRT support matrix, hardware section; INT4 weights: as TensorRT for
-RTX compiles them). INT4 is a storage type: the products are FP16's."""
+"""Smallest compute capability that has a precision (TensorRT support matrix, hardware section; INT4 and FP4 weights: as
+TensorRT for RTX compiles them). INT4 and FP4 are storage types: the products are FP16's or BF16's."""
 
 
 INT4_BLOCKS = (64, 128)
@@ -161,7 +163,9 @@ def check_precision(device: Target, precision: Precision) -> None:
         Precision.FP8: (Precision.INT8, Precision.FP16, Precision.FP32),
         Precision.INT8: (Precision.FP16, Precision.FP32),
         Precision.INT4: (Precision.INT8, Precision.FP16, Precision.FP32),
+        Precision.FP4: (Precision.INT4, Precision.INT8, Precision.FP16, Precision.FP32),
         Precision.FP16: (Precision.FP32,),
+        Precision.BF16: (Precision.FP16, Precision.FP32),
     }[precision]
     nearest = next(p for p in order if p in device.precisions)
     raise RecipeError(f"{reason}; use {nearest}.", where=f"target {device.name}", fix=f"Write --precision {nearest}.")

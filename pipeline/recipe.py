@@ -32,11 +32,13 @@ ALIASES = {
     "int4-fp16": "int4",
     "int8-fp8": "fp8-int8",
     "none": "fp32",
+    "bfloat16": "bf16",
+    "w4a16-fp4": "fp4",
     "full": "int8-all",
 }
 """Names that people use for a preset or precision, and the name used here."""
 
-NOT_YET = {"w8a16", "nf4", "fp4", "w4a8", "mxfp8", "bf16", "bfloat16", "nvfp4", "awq", "gptq"}
+NOT_YET = {"w8a16", "nf4", "w4a8", "mxfp8", "nvfp4", "awq", "gptq"}
 """Schemes that people ask for and this version does not make; named so that the answer is clear."""
 
 
@@ -45,6 +47,7 @@ class Preset(StrEnum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
     """INT8 projections, FFN, other linear layers and convolutions; attention core and the rest in high precision."""
     INT8_ALL = "int8-all"
@@ -55,6 +58,8 @@ class Preset(StrEnum):
     """FP8 for GEMMs that read what a nonlinearity or attention made, INT8 for the others and convolutions; needs SM89."""
     INT4 = "int4"
     """Weights of projections, FFN and other linear layers in INT4, in blocks; everything computes in high precision."""
+    FP4 = "fp4"
+    """As ``int4``, in FP4 (E2M1) and blocks of 16; needs a Blackwell GPU (B200, RTX 5090)."""
 
 
 class Method(StrEnum):
@@ -206,11 +211,13 @@ class PolicyConfig(Section):
         Field(union_mode="left_to_right"),
         BeforeValidator(_switch),
     ] = None
-    """How outliers of static activations are moved into weights (SmoothQuant). ``auto`` searches for every GEMM how much, a number from 0 to 1 is that share (alpha) everywhere, ``off`` moves none; if not given, ``auto`` for GPUs and ``off`` for cpu, where it costs an elementwise pass."""
+    """How outliers of static activations are moved into weights (SmoothQuant). ``auto`` searches for every GEMM how much, a number from 0 to 1 is that share (alpha) everywhere, ``off`` moves none; if not given, ``auto`` wherever the calibration data can be read again."""
     block_size: Literal[32, 64, 128] = 128
-    """How many INT4 weights along the summed axis share one scale; TensorRT takes 64 and 128."""
+    """How many INT4 weights along the summed axis share one scale; TensorRT takes 64 and 128. FP4's blocks hold 16."""
     rounding: Literal["rtn", "gptq"] = "rtn"
     """How weights of MatMul and Gemm are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again."""
+    half: Literal["fp16", "bf16"] = "fp16"
+    """What GPUs compute the rest in. BF16 (from SM80 on) reaches as far as FP32, in steps eight times as wide as FP16's."""
     activations: Literal["static", "dynamic"] = "static"
     """``dynamic`` computes activation ranges per batch at run time (``cpu`` only; no calibration needed)."""
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 Feeds = dict[str, Array]
 """One batch: an array for each model input, first axis the batch."""
 
@@ -20,15 +22,24 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
     FP8 = "fp8"
     INT4 = "int4"
     """Weights only, in blocks; what they multiply stays in the precision of the rest."""
+    FP4 = "fp4"
+    """Weights only (E2M1), in blocks of 16; as ``int4``."""
 
     @property
     def quantized(self) -> bool:
         """Whether a node of this precision reads Q/DQ pairs."""
-        return self in (Precision.INT8, Precision.FP8, Precision.INT4)
+        return self in (Precision.INT8, Precision.FP8, *WEIGHT_ONLY)
+
+
+WEIGHT_ONLY = (Precision.INT4, Precision.FP4)
+"""Storage types: the products are those of the rest."""
+HALVES = (Precision.FP16, Precision.BF16)
+"""What a GPU computes the rest in; a graph has one of them."""
 
 
 class QuantDType(StrEnum):
@@ -38,18 +49,26 @@ class QuantDType(StrEnum):
     UINT8 = "uint8"
     FP8_E4M3 = "fp8_e4m3"
     INT4 = "int4"
+    FP4_E2M1 = "fp4_e2m1"
 
     @property
     def qmin(self) -> float:
         """Smallest representable quantized value."""
-        return {QuantDType.INT8: -128.0, QuantDType.UINT8: 0.0, QuantDType.FP8_E4M3: -448.0, QuantDType.INT4: -8.0}[
-            self
-        ]
+        return _LIMITS[self][0]
 
     @property
     def qmax(self) -> float:
         """Largest representable quantized value."""
-        return {QuantDType.INT8: 127.0, QuantDType.UINT8: 255.0, QuantDType.FP8_E4M3: 448.0, QuantDType.INT4: 7.0}[self]
+        return _LIMITS[self][1]
+
+
+_LIMITS = {
+    QuantDType.INT8: (-128.0, 127.0),
+    QuantDType.UINT8: (0.0, 255.0),
+    QuantDType.FP8_E4M3: (-448.0, 448.0),
+    QuantDType.INT4: (-8.0, 7.0),
+    QuantDType.FP4_E2M1: (-6.0, 6.0),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

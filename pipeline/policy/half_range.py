@@ -18,27 +18,34 @@ _WHOLE_NORMS = ("LayerNormalization", "RMSNormalization", "GroupNormalization", 
                 "BatchNormalization")  # fmt: skip
 
 
-def half_guards(found: tuple[Candidate, ...]) -> list[Rule]:
-    """Return the rules that keep in FP32 what loses its meaning in FP16."""
+def half_guards(found: tuple[Candidate, ...], half: Precision) -> list[Rule]:
+    """Return the rules that keep in FP32 what loses its meaning in FP16 or BF16."""
     angles = _angles(found)
-    return [
+    why = (
+        "squares its input, which overflows FP16" if half is Precision.FP16 else "adds squares, which BF16 rounds away"
+    )
+    rules = [
         Rule(
-            text="guard: a norm of single operators squares its input, which overflows FP16",
+            text=f"guard: a norm of single operators {why}",
             precision=Precision.FP32,
             matches=lambda c: c.role.role is Role.NORM and c.node.op_type not in _WHOLE_NORMS,
         ),
         Rule(
             # Above 2048 FP16 has no odd numbers: a rotary embedding's angles would be off by radians.
-            text="guard: sine and cosine of positions, which FP16 cannot count",
+            text=f"guard: sine and cosine of positions, which {half.upper()} cannot count",
             precision=Precision.FP32,
             matches=lambda c: c.name in angles,
         ),
-        Rule(
-            text="guard: a constant that FP16 rounds to zero",
-            precision=Precision.FP32,
-            matches=lambda c: any(_vanishes(v) for v in c.node.inputs),
-        ),
     ]
+    if half is Precision.FP16:  # BF16 reaches as far down as FP32
+        rules.append(
+            Rule(
+                text="guard: a constant that FP16 rounds to zero",
+                precision=Precision.FP32,
+                matches=lambda c: any(_vanishes(v) for v in c.node.inputs),
+            )
+        )
+    return rules
 
 
 def _vanishes(value: ir.Value | None) -> bool:

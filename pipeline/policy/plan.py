@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.types import Precision, QuantDType, QuantSpec, Role
+import numpy as np
+
+from pipeline.types import BFLOAT16, Precision, QuantDType, QuantSpec, Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ class PrecisionPlan:
     """The whole graph's precisions for one family of targets.
 
     Attributes:
-        family: Variant this is for: ``cpu``, ``gpu-int8``, ``gpu-fp16``, ``fp32``.
+        family: Variant this is for: ``cpu``, ``gpu-int8``, ``gpu-fp16``, ``gpu-bf16``, ``fp32``.
         elsewhere: What nodes that are not quantized compute in unless their own entry says otherwise.
         dynamic: Activation ranges are computed at run time.
         formats: Storage for each quantized precision in use.
@@ -64,6 +66,18 @@ class PrecisionPlan:
 
     def __iter__(self) -> Iterator[NodePlan]:
         return iter(self.nodes)
+
+    @property
+    def scale_dtype(self) -> np.dtype[Any]:
+        """What scales are stored in: the type that the rest of the graph computes in."""
+        return {Precision.FP16: np.dtype(np.float16), Precision.BF16: BFLOAT16}.get(
+            self.elsewhere, np.dtype(np.float32)
+        )
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the graph has types that ONNX Runtime's CPU provider has no kernels for."""
+        return self.elsewhere is Precision.BF16 or Precision.FP4 in self.formats
 
     def precisions(self) -> dict[str, Precision]:
         """Return node name to precision."""

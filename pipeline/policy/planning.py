@@ -18,7 +18,7 @@ from pipeline.policy.residuals import guard_residuals
 from pipeline.policy.rules import LOW, Candidate, Rule, candidates, cost_rules, guard_rules, preset_rules, user_rule
 from pipeline.policy.skip import skip_rules
 from pipeline.recipe import PolicyConfig, Preset
-from pipeline.types import NodeRole, Precision, QuantDType, QuantSpec, Role
+from pipeline.types import HALVES, WEIGHT_ONLY, NodeRole, Precision, QuantDType, QuantSpec, Role
 
 CPU_INT8 = Format(
     # uint8 x int8 is the pair of types that ONNX Runtime's CPU kernels are fast at: 1.8-2.5x of FP32, where
@@ -39,12 +39,8 @@ GPU_FP8 = Format(
     second=QuantSpec(dtype=QuantDType.FP8_E4M3),
 )
 
-INT4_BLOCKS = Format(
-    # The product is that of the rest: only what is stored, and read from memory, is INT4.
-    activations=None,
-    weights=QuantSpec(dtype=QuantDType.INT4, block=128),
-    second=None,
-)
+FP4_BLOCK = 16
+"""Elements of an FP4 block (NVFP4's; TensorRT takes no other)."""
 
 SHARED = "shared with"
 """How the rule of a projection begins that follows another one of its query, key and value."""
@@ -79,33 +75,56 @@ def family(target: Target, policy: PolicyConfig) -> str:
         PolicyError: The target has nothing to offer for the preset.
     """
     asked = {r.precision for r in policy.rules} | {p for p in (LOW.get(policy.preset),) if p is not None}
-    int8, int4 = Precision.INT8 in asked, Precision.INT4 in asked
+    int8, weights = Precision.INT8 in asked, [p for p in WEIGHT_ONLY if p in asked]
     fp8 = policy.preset is Preset.FP8_INT8 or Precision.FP8 in asked
     if target.compute_capability is None:
-        if policy.preset is Preset.FP16:
+        if policy.preset in (Preset.FP16, Preset.BF16):
             raise PolicyError(
-                "The CPU has no FP16 kernels that are worth using.",
-                where=f"target {target.name}, preset fp16",
+                f"The CPU has no {policy.preset.upper()} kernels that are worth using.",
+                where=f"target {target.name}, preset {policy.preset}",
                 fix="Use --precision int8 or fp32 for cpu, or a GPU target for fp16.",
             )
-        return "cpu" if int8 or int4 else "fp32"
+        return "cpu" if int8 or weights else "fp32"
     if fp8:
         return "gpu-fp8"
     if int8:
         return "gpu-int8"
-    if int4:
-        return "gpu-int4"
-    return "gpu-fp16" if policy.preset is Preset.FP16 or Precision.FP16 in asked else "fp32"
+    if weights:
+        return f"gpu-{weights[0]}"
+    half = half_of(policy)
+    return f"gpu-{half}" if policy.preset in (Preset.FP16, Preset.BF16) or half in asked else "fp32"
 
 
-def smoothing_for(policy: PolicyConfig, family: str) -> str | float:
-    """Return ``auto``, ``off`` or one alpha: what the recipe says, or where it says nothing what suits the target.
+def blocks(precision: Precision, policy: PolicyConfig) -> Format:
+    """Return the format of weights in blocks: only what is stored, and read from memory, is narrow."""
+    spec = (
+        QuantSpec(dtype=QuantDType.FP4_E2M1, block=FP4_BLOCK)
+        if precision is Precision.FP4
+        else QuantSpec(dtype=QuantDType.INT4, block=policy.block_size)
+    )
+    return Format(activations=None, weights=spec, second=None)
 
-    On a GPU the elementwise pass becomes part of the kernel that quantizes; on a CPU it is one more pass over memory.
+
+def half_of(policy: PolicyConfig) -> Precision:
+    """Return what GPUs compute the rest in: FP16, or BF16 where the policy says so.
+
+    Raises:
+        PolicyError: A rule asks for the other one; a graph has one of them.
     """
-    if policy.smooth is not None:
-        return policy.smooth
-    return "auto" if family.startswith("gpu") else "off"
+    half = Precision.BF16 if policy.preset is Preset.BF16 else Precision(policy.half)
+    other = next((r for r in policy.rules if r.precision in HALVES and r.precision is not half), None)
+    if other is not None:
+        raise PolicyError(
+            f"A graph computes in one 16-bit type, here {half.upper()}, and a rule asks for {other.precision.upper()}.",
+            where=f"policy.rules {other}",
+            fix=f"Write {half} or fp32 in the rule, or set policy.half: {other.precision}.",
+        )
+    return half
+
+
+def smoothing_for(policy: PolicyConfig) -> str | float:
+    """Return ``auto``, ``off`` or one alpha: what the recipe says, ``auto`` where it says nothing."""
+    return "auto" if policy.smooth is None else policy.smooth
 
 
 def plan(
@@ -128,8 +147,8 @@ def plan(
     high = Precision.FP32 if policy.preset is Preset.FP32 else elsewhere
     dynamic = policy.activations == "dynamic" and family == "cpu"
     found = candidates(model, roles)
-    rules = [*preset_rules(policy.preset, high), *guard_rules(family, high)]
-    rules += half_guards(found) if elsewhere is Precision.FP16 else []
+    rules = [*preset_rules(policy.preset, high, family), *guard_rules(family, high)]
+    rules += half_guards(found, elsewhere) if elsewhere in HALVES else []
     rules += cost_rules(seen.costs, high) if family == "cpu" else []
     rules += [user_rule(config, family) for config in policy.rules]
     rules += skip_rules(policy, high, seen.outliers)
@@ -137,7 +156,7 @@ def plan(
     nodes = {c.name: _decide(c, rules, high, policy.block_size, dynamic=dynamic) for c in found}
     if elsewhere is Precision.FP16:
         _keep_fp32_beyond_fp16(found, nodes, seen.extents)
-    smoothed = seen.smoothable and smoothing_for(policy, family) != "off"
+    smoothed = seen.smoothable and smoothing_for(policy) != "off"
     guard_residuals(found, nodes, high, shared=smoothed and family.startswith("gpu"))
     _share_qkv(found, nodes)
     formats = {}
@@ -146,17 +165,15 @@ def plan(
         formats[Precision.INT8] = CPU_INT8 if family == "cpu" else GPU_INT8
     if Precision.FP8 in used:
         formats[Precision.FP8] = GPU_FP8
-    if Precision.INT4 in used:
-        weights = replace(INT4_BLOCKS.weights, block=policy.block_size)
-        formats[Precision.INT4] = replace(INT4_BLOCKS, weights=weights)
+    formats |= {p: blocks(p, policy) for p in WEIGHT_ONLY if p in used}
     return PrecisionPlan(
         family=family, elsewhere=elsewhere, dynamic=dynamic, formats=formats, nodes=tuple(nodes.values())
     )
 
 
 def _elsewhere(policy: PolicyConfig, family: str) -> Precision:
-    half = policy.preset is not Preset.FP32 or any(r.precision is Precision.FP16 for r in policy.rules)
-    return Precision.FP16 if half and family.startswith("gpu") else Precision.FP32
+    half = policy.preset is not Preset.FP32 or any(r.precision in HALVES for r in policy.rules)
+    return half_of(policy) if half and family.startswith("gpu") else Precision.FP32
 
 
 def _decide(candidate: Candidate, rules: list[Rule], high: Precision, block: int, *, dynamic: bool) -> NodePlan:
@@ -178,8 +195,8 @@ def _why_not(candidate: Candidate, precision: Precision, block: int, *, dynamic:
     """Return why a node cannot be quantized, ``""`` if it can."""
     kind = candidate.node.op_type
     if candidate.operands is not None:
-        if precision is Precision.INT4:
-            return _why_not_int4(candidate, block)
+        if precision in WEIGHT_ONLY:
+            return _why_not_blocks(candidate, precision, FP4_BLOCK if precision is Precision.FP4 else block)
         if dynamic and not has_dynamic_form(candidate.node, candidate.operands):
             return f"{kind} has no form with dynamic activations"
         return ""
@@ -190,11 +207,11 @@ def _why_not(candidate: Candidate, precision: Precision, block: int, *, dynamic:
     return f"{kind} has no quantized form"
 
 
-def _why_not_int4(candidate: Candidate, block: int) -> str:
-    """Return why a node's weight cannot be stored in INT4 blocks along the axis that is summed."""
+def _why_not_blocks(candidate: Candidate, precision: Precision, block: int) -> str:
+    """Return why a node's weight cannot be stored in blocks along the axis that is summed."""
     what, kind = candidate.operands, candidate.node.op_type
     if what is None or what.weight is None or kind not in ("MatMul", "Gemm") or what.channel_axis is None:
-        return f"{kind} has no weight that is stored in INT4 blocks"
+        return f"{kind} has no weight that is stored in {precision.upper()} blocks"
     summed = candidate.weight_shape[1 - what.channel_axis]
     return "" if summed % block == 0 else f"it sums {summed} values, which is no multiple of the block of {block}"
 
@@ -209,7 +226,7 @@ def _share_qkv(found: tuple[Candidate, ...], nodes: dict[str, NodePlan]) -> None
     for candidate in found:
         if candidate.role.role in _QKV and candidate.operands is not None and candidate.node.inputs[0] is not None:
             groups[candidate.node.inputs[0]].append(candidate)
-    order = [Precision.FP32, Precision.FP16, Precision.INT4, Precision.FP8, Precision.INT8]
+    order = [Precision.FP32, *HALVES, *WEIGHT_ONLY, Precision.FP8, Precision.INT8]
     for group in groups.values():
         entries = [nodes[c.name] for c in group]
         highest = min(entries, key=lambda e: order.index(e.precision))

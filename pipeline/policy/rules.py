@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from pipeline.graph.operands import Operands, operands
 from pipeline.recipe import Preset, RuleConfig
-from pipeline.types import NodeRole, Precision, Role
+from pipeline.types import HALVES, NodeRole, Precision, Role
 
 PROJECTIONS = (
     Role.ATTENTION_QUERY,
@@ -30,6 +30,7 @@ LOW = {
     Preset.FP8: Precision.FP8,
     Preset.FP8_INT8: Precision.INT8,
     Preset.INT4: Precision.INT4,
+    Preset.FP4: Precision.FP4,
 }
 """What a preset's projections, FFN and other linear layers compute in, where it quantizes them."""
 ATTENTION_MATMULS = (Role.ATTENTION_SCORES, Role.ATTENTION_CONTEXT)
@@ -83,7 +84,7 @@ def by_role(text: str, precision: Precision, *roles: Role) -> Rule:
     return Rule(text=text, precision=precision, matches=lambda c: c.role.role in roles)
 
 
-def preset_rules(preset: Preset, high: Precision) -> list[Rule]:
+def preset_rules(preset: Preset, high: Precision, family: str) -> list[Rule]:
     """Return the rules of a preset: first everything ``high``, then what the preset quantizes."""
     rules = [Rule(text=f"preset {preset}: the rest", precision=high, matches=lambda _: True)]
     low = LOW.get(preset)
@@ -100,11 +101,11 @@ def preset_rules(preset: Preset, high: Precision) -> list[Rule]:
             by_role(f"preset {preset}: convolutions", Precision.INT8, *CONVOLUTIONS),
             by_role(f"preset {preset}: residual add", Precision.INT8, Role.RESIDUAL_ADD),
         ]
+    if preset is Preset.INT8_ALL or (preset is Preset.INT8 and family == "cpu"):
+        # On a GPU the look-up becomes a kernel of its own, where in FP16 it is part of the norm behind it.
+        rules.append(by_role(f"preset {preset}: embedding tables", Precision.INT8, Role.EMBEDDING))
     if preset is Preset.INT8_ALL:
-        rules += [
-            by_role("preset int8-all: attention matmuls", Precision.INT8, *ATTENTION_MATMULS),
-            by_role("preset int8-all: embedding tables", Precision.INT8, Role.EMBEDDING),
-        ]
+        rules.append(by_role("preset int8-all: attention matmuls", Precision.INT8, *ATTENTION_MATMULS))
     return rules
 
 
@@ -151,10 +152,10 @@ def cost_rules(costs: Mapping[str, Mapping[str, float]], high: Precision) -> lis
 
 
 def user_rule(config: RuleConfig, family: str) -> Rule:
-    """Return the rule that a recipe asks for; without a GPU, ``fp16`` means FP32, which is what a CPU's kernels compute."""
+    """Return the rule that a recipe asks for; without a GPU, ``fp16`` and ``bf16`` mean FP32, which is what a CPU's kernels compute."""
     precision, text = config.precision, f"recipe {config}"
-    if precision is Precision.FP16 and not family.startswith("gpu"):
-        precision, text = Precision.FP32, f"{text} (a CPU computes FP16 in FP32)"
+    if precision in HALVES and not family.startswith("gpu"):
+        precision, text = Precision.FP32, f"{text} (a CPU computes {precision.upper()} in FP32)"
     return Rule(text=text, precision=precision, matches=lambda candidate: all(conditions(config, candidate).values()))
 
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from pipeline.graph.operands import operands
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.types import Precision, QuantSpec
+from pipeline.types import HALVES, QuantSpec
 
 
 def expected_bytes(model: ir.Model, plan: PrecisionPlan) -> int:
@@ -20,7 +20,7 @@ def expected_bytes(model: ir.Model, plan: PrecisionPlan) -> int:
         if node.name in quantized and found is not None and found.weight is not None:
             value = node.inputs[found.weight]
             narrow[(value.name if value is not None else None) or ""] = quantized[node.name]
-    elsewhere = 2 if plan.elsewhere is Precision.FP16 else 4
+    elsewhere = 2 if plan.elsewhere in HALVES else 4
     total = 0
     for name, value in model.graph.initializers.items():
         count = math.prod(value.shape.numpy()) if value.shape is not None else 0

@@ -32,5 +32,8 @@ def nearest(steps: Array, dtype: QuantDType) -> Array:
     if dtype is QuantDType.FP8_E4M3:
         found: Array = clipped.astype(ml_dtypes.float8_e4m3fn).astype(steps.dtype)
         return found
+    if dtype is QuantDType.FP4_E2M1:
+        narrow: Array = clipped.astype(ml_dtypes.float4_e2m1fn).astype(steps.dtype)
+        return narrow
     rounded: Array = np.rint(clipped)
     return rounded

@@ -1,7 +1,7 @@
-"""FP16 everywhere but in the islands that the plan keeps in FP32: a strongly typed graph, its inputs and outputs as before.
+"""FP16 or BF16 everywhere but in the islands that the plan keeps in FP32: a strongly typed graph, its inputs and outputs as before.
 
 Casts stand only where the type changes, one for each tensor and type. Constants are cast by value and saturate at
-±65504, so that an attention mask of the most negative float stays finite and a fully masked row gives no NaN.
+FP16's ±65504, so that an attention mask of the most negative float stays finite and a fully masked row gives no NaN.
 """
 
 from __future__ import annotations
@@ -9,7 +9,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.half_types import FLOAT, HALF, HalfTypes, has_subgraph, is_float, retype_attributes, saturated
+from pipeline.quantize.half_types import (
+    FLOAT,
+    HALF_TYPES,
+    HalfTypes,
+    has_subgraph,
+    is_float,
+    retype_attributes,
+    saturated,
+)
 from pipeline.types import Precision
 
 
@@ -17,8 +25,8 @@ def cast_to_half(model: ir.Model, plan: PrecisionPlan) -> None:
     """Give every float32 tensor of ``model`` the type its plan asks for; changes the graph in place.
 
     A node computes in FP32 if its entry in ``plan`` says so, if it has a subgraph or reads a sequence, or if ONNX (or
-    ONNX Runtime's CPU provider, where variants are checked) has no FP16 form of it; every other one, Q/DQ pairs
-    included, in FP16. Tensors that were FP16 before stay so. Scales of Q/DQ pairs were made in FP16 already.
+    ONNX Runtime's CPU provider, where variants are checked) has no such form of it; every other one, Q/DQ pairs
+    included, in ``plan.elsewhere``. Tensors that were FP16 before stay so. Scales of Q/DQ pairs have their type already.
     """
     _Caster(model, plan).run()
 
@@ -27,7 +35,9 @@ class _Caster:
     def __init__(self, model: ir.Model, plan: PrecisionPlan) -> None:
         self.graph = model.graph
         self.precisions = plan.precisions()
-        self.types = HalfTypes(model.opset_imports.get("", 21))
+        self.half = HALF_TYPES[plan.elsewhere]
+        self.types = HalfTypes(model.opset_imports.get("", 21), self.half)
+        self.short = str(plan.elsewhere)
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
         self.constants: dict[str, ir.Value] = {}
         self.names = {v.name for n in model.graph.all_nodes() for v in n.outputs} | set(model.graph.initializers)
@@ -50,7 +60,7 @@ class _Caster:
             if value is None:
                 continue
             if index in halves and is_float(value, FLOAT):
-                node.replace_input_with(index, self._as(value, HALF))
+                node.replace_input_with(index, self._as(value, self.half))
             elif index not in halves and value in self.halved:
                 node.replace_input_with(index, self._as(value, FLOAT))
         if has_subgraph(node):
@@ -58,9 +68,9 @@ class _Caster:
         if not island:
             for index in self.types.outputs(node):
                 if is_float(node.outputs[index], FLOAT):
-                    node.outputs[index].dtype = HALF
+                    node.outputs[index].dtype = self.half
                     self.halved.add(node.outputs[index])
-            retype_attributes(node)
+            retype_attributes(node, self.half)
 
     def _captured(self, owner: ir.Node) -> None:
         """Let subgraphs, which stay FP32, read FP32 of what they take from the main graph."""
@@ -79,11 +89,11 @@ class _Caster:
                             node.replace_input_with(index, self._as(value, FLOAT))
 
     def _as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        if value.is_initializer() and dtype is HALF:
+        if value.is_initializer() and dtype is self.half:
             return self._constant(value)
         key = (value.name or "", dtype)
         if key not in self.casts:
-            name = self._free(f"{value.name}_{'fp16' if dtype is HALF else 'fp32'}")
+            name = self._free(f"{value.name}_{'fp32' if dtype is FLOAT else self.short}")
             node = ir.node("Cast", [value], attributes={"to": dtype.value}, name=self._free(f"{name}_Cast"))
             node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, dtype, value.shape
             producer = value.producer()
@@ -100,9 +110,11 @@ class _Caster:
             source = value.const_value
             assert source is not None
             lazy = ir.LazyTensor(
-                lambda: ir.tensor(saturated(source.numpy())), dtype=HALF, shape=ir.Shape(source.shape.numpy())
+                lambda: ir.tensor(saturated(source.numpy(), self.half)),
+                dtype=self.half,
+                shape=ir.Shape(source.shape.numpy()),
             )
-            half = ir.Value(name=self._free(f"{name}_fp16"), shape=value.shape, type=ir.TensorType(HALF))
+            half = ir.Value(name=self._free(f"{name}_{self.short}"), shape=value.shape, type=ir.TensorType(self.half))
             half.const_value = lazy
             self.graph.register_initializer(half)
             self.constants[name] = half
@@ -113,7 +125,7 @@ class _Caster:
             producer, name = value.producer(), value.name
             if value not in self.halved or producer is None:
                 continue
-            value.name = self._free(f"{name}_fp16")
+            value.name = self._free(f"{name}_{self.short}")
             node = ir.node("Cast", [value], attributes={"to": FLOAT.value}, name=self._free(f"{name}_Cast"))
             node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, FLOAT, value.shape
             self.graph.append(node)

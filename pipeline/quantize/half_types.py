@@ -1,4 +1,4 @@
-"""Which inputs and outputs of an operator may be FP16: read from ONNX's own schemas, not listed by hand."""
+"""Which inputs and outputs of an operator may be FP16 or BF16: read from ONNX's own schemas, not listed by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+from pipeline.types import Array, Precision
+
+FLOAT = ir.DataType.FLOAT
+HALF_TYPES = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
+"""The 16-bit type that a graph's rest computes in."""
 
 _OWN_TYPE = ("BitCast", "Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike")
 """Their output's type depends on the input's in a way that no type variable says."""
@@ -31,10 +35,12 @@ class HalfTypes:
 
     Args:
         opset: Of the default domain.
+        half: The 16-bit type.
     """
 
-    def __init__(self, opset: int) -> None:
+    def __init__(self, opset: int, half: ir.DataType) -> None:
         self._opset = opset
+        self._half = f"tensor({half.name.lower()})"
         self._known: dict[str, _Parameters | None] = {}
 
     def exist(self, node: ir.Node) -> bool:
@@ -72,11 +78,11 @@ class HalfTypes:
         if node.domain not in ("", "ai.onnx"):
             return None
         if node.op_type not in self._known:
-            self._known[node.op_type] = _read(node.op_type, self._opset)
+            self._known[node.op_type] = _read(node.op_type, self._opset, self._half)
         return self._known[node.op_type]
 
 
-def _read(op_type: str, opset: int) -> _Parameters | None:
+def _read(op_type: str, opset: int, half: str) -> _Parameters | None:
     try:
         schema = onnx.defs.get_schema(op_type, opset, "")
     except onnx.defs.SchemaError:
@@ -85,7 +91,7 @@ def _read(op_type: str, opset: int) -> _Parameters | None:
     return _Parameters(
         inputs=tuple(p.type_str for p in schema.inputs),
         outputs=tuple(p.type_str for p in schema.outputs),
-        half=frozenset(name for name, types in allowed.items() if {"tensor(float16)", "tensor(float)"} <= types),
+        half=frozenset(name for name, types in allowed.items() if {half, "tensor(float)"} <= types),
     )
 
 
@@ -103,20 +109,20 @@ def is_float(value: ir.Value, dtype: ir.DataType) -> bool:
     return isinstance(value.type, ir.TensorType) and value.dtype is dtype
 
 
-def retype_attributes(node: ir.Node) -> None:
-    """Let Cast and ConstantOfShape make FP16 where they made float32."""
+def retype_attributes(node: ir.Node, half: ir.DataType) -> None:
+    """Let Cast and ConstantOfShape make the 16-bit type where they made float32."""
     if not _retyped(node):
         return
     if node.op_type == "Cast":
-        node.attributes["to"] = ir.AttrInt64("to", HALF.value)
+        node.attributes["to"] = ir.AttrInt64("to", half.value)
     else:
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(saturated(_filling(node))))
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(saturated(_filling(node), half)))
 
 
 def _retyped(node: ir.Node) -> bool:
     if node.op_type == "Cast":
-        return node.attributes["to"].as_int() in (FLOAT.value, HALF.value)
-    return node.op_type == "ConstantOfShape" and _filling(node).dtype in (np.float32, np.float16)
+        return node.attributes["to"].as_int() == FLOAT.value
+    return node.op_type == "ConstantOfShape" and _filling(node).dtype == np.float32
 
 
 def _filling(node: ir.Node) -> npt.NDArray[np.float32]:
@@ -129,7 +135,9 @@ def _text(node: ir.Node, name: str) -> str:
     return "" if attribute is None else attribute.as_string()
 
 
-def saturated(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """Return FP16 values; those beyond its range become ±65504, NaN stays NaN."""
+def saturated(array: npt.NDArray[np.float32], half: ir.DataType) -> Array:
+    """Return 16-bit values; those beyond FP16's range become ±65504, NaN stays NaN. BF16 has float32's range."""
+    if half is not ir.DataType.FLOAT16:
+        return array.astype(half.numpy())
     limit = np.float32(np.finfo(np.float16).max)
     return np.clip(array, -limit, limit).astype(np.float16)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from pipeline.graph.operands import Operands, operands, output_bias
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.sites import Site, sites
 from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, round_to_nearest, stored_scale
-from pipeline.types import Array, Precision, QuantSpec, Range
+from pipeline.types import Array, QuantSpec, Range
 
 
 class Inserter:
@@ -68,10 +69,11 @@ class Inserter:
         for site in self._sites:
             self._activation(site)
 
-    def scale_dtype(self, value: ir.Value) -> type[np.floating]:
+    def scale_dtype(self, value: ir.Value) -> npt.DTypeLike:
         """Return the type of a tensor's scales: its own, or what the graph will be cast to."""
-        half = self.plan.elsewhere is Precision.FP16 or value.dtype is ir.DataType.FLOAT16
-        return np.float16 if half else np.float32
+        if value.dtype is ir.DataType.FLOAT16:
+            return np.dtype(np.float16)
+        return self.plan.scale_dtype
 
     def scale_zero_point(self, site: Site) -> tuple[np.float32, int]:
         """Return the scale as stored (rounded to FP16 where the tensor is FP16) and the zero point."""
@@ -115,7 +117,7 @@ class Inserter:
             and bias is not None
             and bias.const_value is not None
             and spec.block is None
-            and scale_dtype is np.float32  # the product of two FP16 scales would not be exact
+            and np.dtype(scale_dtype) == np.float32  # the product of two FP16 scales would not be exact
             and _along_channels(node, bias, value, what.channel_axis)
         )
         floor = _bias_floor(bias, activation) if quantize_bias and bias is not None else None

@@ -20,7 +20,7 @@ from pipeline.quantize.insert import Inserter
 from pipeline.quantize.ranges import SiteRange
 from pipeline.quantize.rounding import read_index, rounded
 from pipeline.quantize.weights import QuantizedWeight
-from pipeline.types import Precision, Progress, silent
+from pipeline.types import HALVES, Progress, silent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,10 @@ def quantize(
     else:
         weights = _rounded(model, plan, rounding) if rounding is not None else None
         Inserter(model, plan, {(r.site.tensor, r.site.spec): r.range for r in ranges}, weights).run()
-    if plan.elsewhere is Precision.FP16:
+    if plan.emulated:  # FP4 and BF16 convolutions came with opset 23, which changed no operator's meaning
+        model.opset_imports[""] = max(23, model.opset_imports.get("", 0))
+        model.ir_version = max(11, model.ir_version)
+    if plan.elsewhere in HALVES:
         cast_to_half(model, plan)
     if plan.family in ("cpu", "fp32"):
         # ONNX Runtime fuses Add + LayerNormalization into a kernel that is slower on CPUs (6-12 % of MiniLM's time),

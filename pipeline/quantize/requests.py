@@ -39,7 +39,7 @@ def requests(
         values = [*model.graph.inputs, *(v for n in model.graph for v in n.outputs)]
         tensors |= dict.fromkeys(v.name or "" for v in values if v.type == ir.TensorType(ir.DataType.FLOAT))
     found = [Request(tensor=t) for t in tensors]
-    smoothed = [f for f in families if smoothing_for(policy, f) != "off"]
+    smoothed = families if smoothing_for(policy) != "off" else []
     plans = [plan(model, roles, p, f) for f in smoothed for p in (_everything(model), policy)]
     channels = dict.fromkeys(g.tensor for made in plans for g in groups(model, made))
     found += [Request(tensor=t, statistic="channel_range") for t in channels]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from pipeline import model as models
@@ -23,7 +24,7 @@ from pipeline.quantize.fake import nearest
 from pipeline.quantize.gptq import gptq, refine
 from pipeline.quantize.moments import F64, Moments, Tap, second_moments
 from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, block_scales, channel_scales
-from pipeline.types import Feeds, Precision, Progress, QuantDType, QuantSpec, silent
+from pipeline.types import Feeds, Progress, QuantDType, QuantSpec, silent
 
 INDEX = "index.json"
 
@@ -68,7 +69,7 @@ def round_weights(
     wanted = _wanted(model, plan)
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, str] = {}
-    scale_dtype = np.float16 if plan.elsewhere is Precision.FP16 else np.float32
+    scale_dtype = plan.scale_dtype
     for part in _parts(wanted, options.memory_bytes):
         tap = Tap(path, list(part), mask=options.mask, threads=options.threads)
         moments = second_moments(tap, data)
@@ -150,9 +151,7 @@ def _channels(node: ir.Node, what: Operands) -> int:
     return int(weight.shape.numpy()[1 - (what.channel_axis or 0)])
 
 
-def _round(
-    place: tuple[ir.Node, Operands, QuantSpec], seen: Moments, file: Path, scale_dtype: type[np.floating]
-) -> None:
+def _round(place: tuple[ir.Node, Operands, QuantSpec], seen: Moments, file: Path, scale_dtype: npt.DTypeLike) -> None:
     node, what, spec = place
     assert what.weight is not None
     assert what.channel_axis is not None

@@ -39,8 +39,8 @@ MOST_APART = (1, 2, 4)
 """How many channels are tried apart: the builder unrolls so few into the next elementwise kernel; eight are a GEMM."""
 WORTH_APART = 0.8
 """A product beside the GEMM reads the float tensor again, so it must bring the squared error below this share."""
-GPTQ_SHARE = 0.4
-"""What GPTQ leaves of the weights' rounding error; on MiniLM's layers 0.12 to 0.55. Nobody runs GPTQ for every alpha."""
+WEIGHT_COST = 2.0
+"""What a weight's rounding counts against an activation's, which differs from token to token and averages out in attention."""
 _TINY = np.float32(1e-5)
 
 
@@ -51,13 +51,11 @@ class ChoiceOptions:
     Attributes:
         alphas: What to try.
         forced: Take the best of ``alphas`` even where none gains anything.
-        gptq: The weights will be rounded by GPTQ, and their mean error corrected.
         apart: A few channels may be multiplied in high precision beside the GEMM.
     """
 
     alphas: Sequence[float] = ALPHAS
     forced: bool = False
-    gptq: bool = False
     apart: bool = False
 
 
@@ -187,13 +185,13 @@ def choose(
     assert form.activations is not None
     weight = np.concatenate(weights, axis=1)
     ones, zeros = np.ones(len(weight), np.float32), np.zeros(len(weight), np.float32)
-    trial = _Trial(samples, weight, extremes, form, gptq=options.gptq)
-    plain = trial.error(ones, zeros)
+    trial = _Trial(samples, weight, extremes, form)
+    plain = sum(trial.errors(ones, zeros))
     unchanged = Smoothing(
         group=group, alpha=None, shifted=False, scale=ones, shift=zeros, error=plain, plain_error=plain
     )
     best = _best(unchanged, trial, options)
-    if options.apart and form.activations.dtype is QuantDType.INT8:
+    if options.apart and form.activations.dtype in (QuantDType.INT8, QuantDType.UINT8):
         for outliers in _outliers(extremes, weight):
             found = _best(unchanged, trial, options, outliers)
             if found.error < WORTH_APART * best.error:
@@ -207,16 +205,17 @@ def _best(unchanged: Smoothing, whole: _Trial, options: ChoiceOptions, outliers:
     trial = whole.of(kept) if outliers else whole
     kinds = range(3 if trial.activations.symmetric and trial.activations.dtype is QuantDType.INT8 else 1)
 
-    def tried(alpha: float, kind: int) -> tuple[float, float, int, F32, F32]:
+    def tried(alpha: float, kind: int) -> tuple[float, float, float, int, F32, F32]:
         scale = _scale(trial.extremes, trial.weight, alpha)
         shift = (np.zeros_like(scale), *_shifts(trial.extremes, scale))[kind]
-        return trial.error(scale, shift), alpha, kind, scale, shift
+        activation, weights = trial.errors(scale, shift)
+        return activation + WEIGHT_COST * weights, activation + weights, alpha, kind, scale, shift
 
     best = min((tried(alpha, kind) for alpha in options.alphas for kind in kinds), key=lambda t: t[0])
     if len(options.alphas) > 1:
-        nearby = [round(best[1] + step, 2) for step in CLOSER]
-        best = min([best, *(tried(alpha, best[2]) for alpha in nearby if alpha <= 1)], key=lambda t: t[0])
-    error, alpha, kind, scale, shift = best
+        nearby = [round(best[2] + step, 2) for step in CLOSER]
+        best = min([best, *(tried(alpha, best[3]) for alpha in nearby if alpha <= 1)], key=lambda t: t[0])
+    _, error, alpha, kind, scale, shift = best
     if outliers:
         scale, shift = _with_outliers(whole.extremes, kept, scale, shift)
     return replace(unchanged, alpha=alpha, shifted=kind > 0, scale=scale, shift=shift, error=error, outliers=outliers)
@@ -268,16 +267,9 @@ class _Trial:
     """The error of a group's outputs for one choice after the other: the activation's rounding, and the weights'."""
 
     def __init__(
-        self,
-        samples: F32,
-        weight: F32,
-        extremes: tuple[F32, F32],
-        form: Format,
-        *,
-        gptq: bool,
-        energy: float | None = None,
+        self, samples: F32, weight: F32, extremes: tuple[F32, F32], form: Format, energy: float | None = None
     ) -> None:
-        self.samples, self.weight, self.extremes, self.form, self.gptq = samples, weight, extremes, form, gptq
+        self.samples, self.weight, self.extremes, self.form = samples, weight, extremes, form
         assert form.activations is not None
         self.activations = form.activations
         self.energy = max(_energy(samples @ weight), 1e-30) if energy is None else energy
@@ -285,24 +277,16 @@ class _Trial:
     def of(self, kept: npt.NDArray[np.int64]) -> _Trial:
         """Return the trial of some channels alone; errors stay relative to the whole output."""
         low, high = self.extremes
-        return _Trial(
-            self.samples[:, kept],
-            self.weight[kept],
-            (low[kept], high[kept]),
-            self.form,
-            gptq=self.gptq,
-            energy=self.energy,
-        )
+        return _Trial(self.samples[:, kept], self.weight[kept], (low[kept], high[kept]), self.form, self.energy)
 
-    def error(self, scale: F32, shift: F32) -> float:
+    def errors(self, scale: F32, shift: F32) -> tuple[float, float]:
+        """Return what the activation's and the weights' rounding cost, each over the output's energy."""
         low, high = ((e - shift) / scale for e in self.extremes)
         limits = Range(min=float(min(low.min(), 0.0)), max=float(max(high.max(), 0.0)))
         moved, rows = (self.samples - shift) / scale, self.weight * scale[:, None]
         activation = _energy((fake_quantize(moved, limits, self.activations) - moved) @ rows)
-        if self.gptq:
-            moved = moved - moved.mean(axis=0)
-        weight = _energy(moved @ (fake_quantize_weight(rows, self.form.weights) - rows))
-        return (activation + weight * (GPTQ_SHARE if self.gptq else 1.0)) / self.energy
+        weights = _energy(moved @ (fake_quantize_weight(rows, self.form.weights) - rows))
+        return activation / self.energy, weights / self.energy
 
 
 def _energy(values: F32) -> float:

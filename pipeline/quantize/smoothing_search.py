@@ -26,14 +26,12 @@ class SearchOptions:
 
     Attributes:
         alpha: The one exponent to use everywhere; ``None`` tries :data:`pipeline.quantize.smoothing.ALPHAS` and none.
-        gptq: The weights will be rounded by GPTQ.
         mask: The input that is 0 at padding; padding is left out.
         threads: Threads for ONNX Runtime; 0 is one per core.
         memory_bytes: Activations held at once; more groups are searched in several passes over the samples.
     """
 
     alpha: float | None = None
-    gptq: bool = False
     mask: str | None = None
     threads: int = 0
     memory_bytes: int = 1 << 30
@@ -61,7 +59,7 @@ def search(
     nodes = {n.name: n for n in model.graph}
     wanted = [g for g in groups(model, plan) if g.tensor in extremes and np.isfinite(extremes[g.tensor]).all()]
     forced = options.alpha is not None
-    how = ChoiceOptions(alphas=ALPHAS if options.alpha is None else (options.alpha,), forced=forced, gptq=options.gptq)
+    how = ChoiceOptions(alphas=ALPHAS if options.alpha is None else (options.alpha,), forced=forced)
     chosen = []
     for part in _parts(wanted, extremes, options.memory_bytes):
         samples = _samples(path, [g.tensor for g in part], feeds, options)

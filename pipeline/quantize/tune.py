@@ -116,9 +116,7 @@ class _Trials:
         for feed, expected in zip(self.feeds, self.expected, strict=True):
             self.signal += [_energy(self._valid(values, feed)) for values in expected]
         # The trials run in FP32: FP16's rounding is not what is being chosen here.
-        inserter = Inserter(
-            model, replace(plan, elsewhere=Precision.FP32), {(r.site.tensor, r.site.spec): r.range for r in ranges}
-        )
+        inserter = Inserter(model, _activations_alone(plan), {(r.site.tensor, r.site.spec): r.range for r in ranges})
         inserter.activations()
         self.inputs = {
             key: _to_inputs(model.graph, pair[:1] if key[1].symmetric else pair) for key, pair in inserter.pairs.items()
@@ -156,6 +154,17 @@ class _Trials:
         if mask is not None and values.ndim >= 3 and values.shape[:2] == mask.shape:
             return np.asarray(values[mask != 0])
         return values
+
+
+def _activations_alone(plan: PrecisionPlan) -> PrecisionPlan:
+    """Return the plan in FP32 and without the nodes of which only the weights are quantized."""
+    nodes = tuple(
+        replace(n, precision=Precision.FP32)
+        if n.precision.quantized and plan.formats[n.precision].activations is None
+        else n
+        for n in plan.nodes
+    )
+    return replace(plan, elsewhere=Precision.FP32, nodes=nodes)
 
 
 _Dtype = np.dtype[np.generic]

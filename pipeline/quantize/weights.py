@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.errors import QuantizeError
 from pipeline.quantize.fake import nearest
-from pipeline.types import Array, QuantDType, QuantSpec
+from pipeline.types import BFLOAT16, Array, QuantDType, QuantSpec
 
 IR_DTYPES = {
     QuantDType.INT8: ir.DataType.INT8,
     QuantDType.UINT8: ir.DataType.UINT8,
     QuantDType.FP8_E4M3: ir.DataType.FLOAT8E4M3FN,
     QuantDType.INT4: ir.DataType.INT4,
+    QuantDType.FP4_E2M1: ir.DataType.FLOAT4E2M1,
 }
 _TINY = 1e-30
 SHARES = tuple(round(1.0 - 0.04 * step, 2) for step in range(14))
@@ -50,7 +53,7 @@ def round_to_nearest(
     spec: QuantSpec,
     *,
     axis: int | None,
-    scale_dtype: type[np.floating],
+    scale_dtype: npt.DTypeLike,
     min_scale: Array | None = None,
 ) -> QuantizedWeight:
     """Quantize a constant weight symmetrically, ``scale = max|w| / 127`` (FP8: 448, INT4: 7) per output channel or block.
@@ -59,7 +62,7 @@ def round_to_nearest(
         value: A float initializer.
         spec: Its format.
         axis: The output-channel axis; ``None`` for one scale.
-        scale_dtype: ``float16`` rounds scales to FP16 first, so that weights are rounded with the scale that is stored.
+        scale_dtype: ``float16`` and ``bfloat16`` round scales first, so that weights are rounded with the scale that is stored.
         min_scale: float32, the scale's shape; smallest one allowed, which a channel of zeros then gets.
 
     Raises:
@@ -75,9 +78,7 @@ def round_to_nearest(
     return QuantizedWeight(tensor=_lazy(value, spec, lambda: divisor), scale=scale, axis=axis)
 
 
-def _in_blocks(
-    value: ir.Value, spec: QuantSpec, *, axis: int | None, scale_dtype: type[np.floating]
-) -> QuantizedWeight:
+def _in_blocks(value: ir.Value, spec: QuantSpec, *, axis: int | None, scale_dtype: npt.DTypeLike) -> QuantizedWeight:
     """Quantize a matrix in blocks along the axis that is not the output channels'; each has the scale of least squared error."""
     assert value.const_value is not None
     assert spec.block is not None
@@ -106,7 +107,7 @@ def _lazy(value: ir.Value, spec: QuantSpec, divisor: Callable[[], Array]) -> ir.
     return ir.LazyTensor(quantized, dtype=stored, shape=ir.Shape(source.shape.numpy()), name=value.name)
 
 
-def channel_scales(value: ir.Value, spec: QuantSpec, axis: int | None, scale_dtype: type[np.floating]) -> Array:
+def channel_scales(value: ir.Value, spec: QuantSpec, axis: int | None, scale_dtype: npt.DTypeLike) -> Array:
     """Return the scales that :func:`round_to_nearest` gives a weight, float32 ``[channels]`` along ``axis``.
 
     Raises:
@@ -116,7 +117,7 @@ def channel_scales(value: ir.Value, spec: QuantSpec, axis: int | None, scale_dty
     return _scale(_absolute_maximum(value.const_value, axis, value.name or ""), spec, scale_dtype, None)
 
 
-def block_scales(weight: Array, spec: QuantSpec, importance: Array, scale_dtype: type[np.floating]) -> Array:
+def block_scales(weight: Array, spec: QuantSpec, importance: Array, scale_dtype: npt.DTypeLike) -> Array:
     """Return the scales of blocks that cost the least weighted squared error, float32 ``[blocks, channels out]``.
 
     A block of few bits is better off if its largest values clip: tried are :data:`SHARES` of ``max|w| / qmax``.
@@ -159,7 +160,7 @@ def _not_finite(name: str) -> QuantizeError:
     )
 
 
-def _scale(amax: Array, spec: QuantSpec, scale_dtype: type[np.floating], least: Array | None) -> Array:
+def _scale(amax: Array, spec: QuantSpec, scale_dtype: npt.DTypeLike, least: Array | None) -> Array:
     scale = (amax / np.float32(spec.dtype.qmax)).astype(np.float32)
     floor = np.maximum(np.float32(_TINY), np.float32(0) if least is None else least)
     # A channel of zeros needs some scale; its bias, stored in that scale, must not be rounded away by it.
@@ -167,14 +168,19 @@ def _scale(amax: Array, spec: QuantSpec, scale_dtype: type[np.floating], least: 
     return stored_scale(scale.astype(np.float32), scale_dtype)
 
 
-def stored_scale(scale: Array, dtype: type[np.floating]) -> Array:
+def stored_scale(scale: Array, dtype: npt.DTypeLike) -> Array:
     """Return float32 scales as ``dtype`` will hold them: finite, above 0, and never so much smaller that values clip.
 
     Among FP16's subnormals neighbours are far apart, and the nearest below would cut off up to half of the range.
     """
-    if dtype is not np.float16:
+    if np.dtype(dtype) == BFLOAT16:
+        rounded: Array = np.maximum(scale.astype(BFLOAT16), np.float32(2.0**-126)).astype(BFLOAT16)
+        largest = ml_dtypes.finfo(BFLOAT16).max  # type: ignore[no-untyped-call]
+    elif np.dtype(dtype) == np.float16:
+        limits = np.finfo(np.float16)
+        rounded = np.clip(scale, limits.smallest_subnormal, limits.max).astype(np.float16)
+        largest = limits.max
+    else:
         return scale
-    limits = np.finfo(np.float16)
-    rounded = np.clip(scale, limits.smallest_subnormal, limits.max).astype(np.float16)
     short = rounded.astype(np.float32) * _HALF_STEP < scale
-    return np.where(short, np.nextafter(rounded, limits.max), rounded).astype(np.float32)
+    return np.where(short, np.nextafter(rounded, largest), rounded).astype(np.float32)

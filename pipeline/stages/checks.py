@@ -148,9 +148,9 @@ def _compiled(run: Run, made: Variants, family: str, name: str, capability: tupl
 
 
 def in_fp16(plan: PrecisionPlan) -> PrecisionPlan:
-    """Return the plan with every quantized node in FP16 instead; FP32 islands stay."""
-    nodes = tuple(replace(n, precision=Precision.FP16) if n.precision.quantized else n for n in plan.nodes)
-    return replace(plan, family="gpu-fp16", formats={}, nodes=nodes)
+    """Return the plan with everything in FP16 that it quantizes or has in BF16; FP32 islands stay."""
+    nodes = tuple(n if n.precision is Precision.FP32 else replace(n, precision=Precision.FP16) for n in plan.nodes)
+    return replace(plan, family="gpu-fp16", elsewhere=Precision.FP16, formats={}, nodes=nodes)
 
 
 def _say_if_nothing_gained(found: Check, device: Target) -> None:

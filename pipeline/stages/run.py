@@ -17,12 +17,12 @@ from engines.target import target as find_target
 from pipeline.content import write_atomically
 from pipeline.errors import RecipeError
 from pipeline.notices import Notice, collecting
-from pipeline.policy.planning import family
+from pipeline.policy.planning import family, half_of
 from pipeline.policy.rules import LOW
 from pipeline.recipe import Data, Preset, Recipe, parse, to_dict
 from pipeline.sources.export import Exported
 from pipeline.store import StageResult, Store
-from pipeline.types import CalibrationData, Precision, Progress, TensorInfo
+from pipeline.types import HALVES, CalibrationData, Precision, Progress, TensorInfo
 from pipeline.validation.thresholds import parse_gates
 
 CANONICAL = "model.fp32.onnx"
@@ -201,12 +201,14 @@ class Run:
     def _families(self) -> dict[str, list[Target]]:
         preset = self.recipe.policy.preset
         rules = [r.precision for r in self.recipe.policy.rules]
-        asked = {LOW.get(preset, Precision.FP16 if preset is Preset.FP16 else Precision.FP32)}
+        half = half_of(self.recipe.policy)
+        asked = {LOW.get(preset, Precision.FP32 if preset is Preset.FP32 else half)}
+        asked |= {half} if preset is not Preset.FP32 and half is Precision.BF16 else set()
         asked |= {Precision.FP8} if preset is Preset.FP8_INT8 else set()
         families: dict[str, list[Target]] = {}
         for device in self.targets.values():
             for precision in (*asked, *rules):
-                if not (device.compute_capability is None and precision is Precision.FP16):
+                if not (device.compute_capability is None and precision in HALVES):
                     check_precision(device, precision)
             if Precision.INT4 in (*asked, *rules):
                 check_block(device, self.recipe.policy.block_size)

@@ -68,7 +68,7 @@ def smooth(
         )
     mask = run.mask(inputs)
     for name, made in plans.items():
-        wanted = smoothing_for(run.recipe.policy, name)
+        wanted = smoothing_for(run.recipe.policy)
         if wanted == "off":
             continue
         smoothable = groups(models.load(canonical.path), made)
@@ -85,7 +85,6 @@ def smooth(
         ) -> dict[str, Any]:
             options = SearchOptions(
                 alpha=None if wanted == "auto" else float(wanted),
-                gptq=run.recipe.policy.rounding == "gptq",
                 mask=mask,
                 threads=run.recipe.threads,
                 memory_bytes=run.recipe.calibration.memory_mb << 20,
@@ -107,7 +106,6 @@ def smooth(
             "data": data.digest(),
             "mask": mask,
             "smooth": wanted,
-            "rounding": run.recipe.policy.rounding,
         }
         result = run.stage(f"smooth/{name}", key, [graph, sketches, choices], produce)
         notice(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 from calibrators.collector import CollectOptions, collect
 from calibrators.data.checks import beyond_range, check_data, overlap
 from pipeline import model as models
 from pipeline.notices import notice
+from pipeline.quantize.emulate import emulate
 from pipeline.recipe import Validation
 from pipeline.sources.export import Exported
 from pipeline.stages.engine import Engine
@@ -66,8 +68,10 @@ def _measured(
     def produce(work: Path) -> None:
         _check_heldout(run, made, data, engine.family, inputs)
         nodes = tuple(n.node for n in made.plans[engine.family].quantized())
+        emulated = made.plans[engine.family].emulated and not engine.runs_here
+        mode = Mode.EMULATED if emulated else Mode.SIMULATED
         options = ValidateOptions(
-            mode=Mode.MEASURED if built else Mode.SIMULATED,
+            mode=Mode.MEASURED if built else mode,
             engine=gpu,
             threads=run.recipe.threads,
             task=open_task(_with_tokenizer(section, made.exported), inputs),
@@ -75,7 +79,9 @@ def _measured(
             layers=LayerOptions(nodes=nodes) if section.per_layer else None,
             unquantized=made.floats[engine.family].path,
         )
-        found = measure(fp32, engine.path, data, options=options, progress=run.progress)
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            variant = emulate(engine.path, Path(folder) / "model.onnx") if emulated else engine.path
+            found = measure(fp32, variant, data, options=options, progress=run.progress)
         (work / out).write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     key = {

@@ -27,10 +27,21 @@ COMPILES = {
     "fp8": ("SM89", "SM120"),
     "int4": ("SM80", "SM86", "SM89", "SM120"),
     "fp4": ("SM120",),
+    "mxfp8": (),
 }
-"""Type to the GPUs that TensorRT for RTX 1.7 compiles it for: one product, FP16 scales, INT4 in blocks of 128, FP4 of 16."""
+"""Type to the GPUs that TensorRT for RTX 1.7 compiles it for: one product, FP16 scales, INT4 in blocks of 128, FP4 of 16.
 
-FAST = {("fp32", "SM75"), ("int8", "SM80"), ("fp8", "SM80"), ("fp8", "SM89"), ("int4", "SM75"), ("bf16", "SM80")}
+Its parser imports no constant of E8M0, MXFP8's scales, so there is nothing to compile for any GPU."""
+
+FAST = {
+    ("fp32", "SM75"),
+    ("int8", "SM80"),
+    ("fp8", "SM80"),
+    ("fp8", "SM89"),
+    ("int4", "SM75"),
+    ("bf16", "SM80"),
+    ("mxfp8", "SM120"),
+}
 CELLS = [
     pytest.param(kind, sm, marks=() if (kind, sm) in FAST else pytest.mark.slow, id=f"{kind}-{sm}")
     for kind in COMPILES
@@ -57,6 +68,13 @@ def product(path: Path, kind: str) -> Path:
         nodes.append(helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"], name="dequantize"))
         nodes.append(helper.make_node("DequantizeLinear", ["stored", "scale", "zero"], ["w"], name="weight"))
         x = "d"
+    elif kind == "mxfp8":
+        eights = values.astype(ml_dtypes.float8_e4m3fn).view(np.uint8).tobytes()
+        ones = np.full(K // 32 * N, 127, np.uint8).tobytes()  # the exponent of 1
+        constants.append(helper.make_tensor("stored", TensorProto.FLOAT8E4M3FN, (K, N), eights, raw=True))
+        constants.append(helper.make_tensor("scale", TensorProto.FLOAT8E8M0, (K // 32, N), ones, raw=True))
+        form = {"axis": 0, "block_size": 32, "output_dtype": outer}
+        nodes.append(helper.make_node("DequantizeLinear", ["stored", "scale"], ["w"], name="weight", **form))
     else:
         block, stored, numpy_type = (
             (128, TensorProto.INT4, ml_dtypes.int4)

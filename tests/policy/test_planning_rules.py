@@ -122,8 +122,12 @@ def test_an_embedding_is_int8_in_int8_all_or_where_a_rule_says_so() -> None:
     assert entry(planned(preset=Preset.INT8_ALL), "/embed/Gather").precision is INT8
     made = planned(RuleConfig(role=Role.EMBEDDING, precision=INT8))
     assert entry(made, "/embed/Gather").precision is INT8
-    assert expected_bytes(model, planned()) == 4 * 100 * 32 + 32 * 64 + 64 * 32
     assert expected_bytes(model, made) == 100 * 32 + 32 * 64 + 64 * 32
+    assert entry(planned(), "/embed/Gather").precision is INT8
+    # On a GPU the look-up in FP16 costs no kernel of its own.
+    high = planned(to="gpu-int8")
+    assert entry(high, "/embed/Gather").precision is Precision.FP16
+    assert expected_bytes(model, high) == 2 * 100 * 32 + 32 * 64 + 64 * 32
 
 
 def test_what_has_no_quantized_form_says_so_and_which_rule_asked() -> None:
@@ -172,10 +176,10 @@ def test_costs_keep_what_gets_slower_in_fp32_on_cpu_alone_and_a_rule_overrides_t
         "/layer.1/down": {"fp32_ms": 1.0, "int8_ms": 0.5},
     }
     made = planned(costs=costs)
-    assert [n.node for n in made.quantized()] == ["/layer.1/down"]
+    assert [n.node for n in made.quantized()] == ["/embed/Gather", "/layer.1/down"]
     assert entry(made, "/layer.0/up").rule == "costs: 1.5 ms in INT8, 1 ms in FP32"
     assert len(planned(costs=costs, to="gpu-int8").quantized()) == 2
-    assert len(planned(RuleConfig(role="ffn", precision=INT8), costs=costs).quantized()) == 2
+    assert len(planned(RuleConfig(role="ffn", precision=INT8), costs=costs).quantized()) == 3
     assert said(costs=costs) == []
     assert [code for code, _ in said(costs={"other": {"fp32_ms": 1.0, "int8_ms": 2.0}})] == ["costs-unused"]
 
