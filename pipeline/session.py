@@ -21,6 +21,7 @@ def session(
     threads: int = 0,
     optimize: bool = True,
     folder: Path | None = None,
+    made_from: Path | None = None,
     save_optimized: Path | None = None,
     profile: Path | None = None,
     spin: bool = False,
@@ -30,6 +31,7 @@ def session(
     Args:
         model: A file, or a serialized model.
         folder: Where the external data of a serialized model is.
+        made_from: The file that a serialized model was made from, for errors.
         threads: Intra-op threads; 0 lets ONNX Runtime choose (one per core).
         optimize: ``False`` runs every node as it stands in the graph (Q/DQ groups are not fused).
         save_optimized: Where to write the graph after ONNX Runtime's own optimizations, to see what it fused.
@@ -61,7 +63,8 @@ def session(
             source, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
         )
     except Exception as error:  # ONNX Runtime's exception classes share no public base
-        where = str(model) if isinstance(model, Path) else f"the model in {folder}" if folder else "a model in memory"
+        file = model if isinstance(model, Path) else made_from
+        where = str(file) if file else f"the model in {folder}" if folder else "a model in memory"
         said = _short(error)
         raise EngineError(f"ONNX Runtime cannot load the model: {said}", where=where, fix=_remedy(said)) from error
 

@@ -137,9 +137,18 @@ def _errors(path: Path, name: str = "") -> Iterator[None]:
         raise DataError(
             f"The file cannot be read: {error.strerror or error}.", where=where, fix="Check the path."
         ) from error
-    except (ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, TokenError) as error:
+    except (
+        ValueError,
+        TypeError,
+        EOFError,
+        KeyError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        TokenError,
+    ) as error:
         # RuntimeError: zipfile's for an encrypted member, and NotImplementedError for an unknown compression.
-        # TokenError: numpy's, while it parses a broken header.
+        # TypeError, TokenError: numpy's, while it parses a broken header.
         raise DataError(
             f"The file is truncated or is no numpy file: {error}.", where=where, fix="Write it again with numpy."
         ) from error

@@ -14,19 +14,25 @@ from pipeline.types import HALVES, QuantSpec
 def expected_bytes(model: ir.Model, plan: PrecisionPlan) -> int:
     """Return the bytes of all weights as ``plan`` stores them; graph structure (some 100 kB) is not counted."""
     quantized = {n.node: plan.formats[n.precision].weights for n in plan.quantized()}
-    narrow: dict[str, QuantSpec] = {}
+    narrow: dict[str, tuple[QuantSpec, int]] = {}
     for node in model.graph:
         found = operands(node)
         if node.name in quantized and found is not None and found.weight is not None:
             value = node.inputs[found.weight]
-            narrow[(value.name if value is not None else None) or ""] = quantized[node.name]
+            shape = value.shape.numpy() if value is not None and value.shape is not None else ()
+            channels = shape[found.channel_axis] if shape and found.channel_axis is not None else 1
+            narrow[(value.name if value is not None else None) or ""] = quantized[node.name], channels
     elsewhere = 2 if plan.elsewhere in HALVES else 4
     total = 0
     for name, value in model.graph.initializers.items():
         count = math.prod(value.shape.numpy()) if value.shape is not None else 0
         if name in narrow:
-            block = narrow[name].block
-            total += count if block is None else count // 2 + count // block * elsewhere
+            (spec, channels), zero_point = narrow[name], 1 if plan.family == "cpu" else 0
+            total += (
+                count + channels * (elsewhere + zero_point)
+                if spec.block is None
+                else count // 2 + count // spec.block * elsewhere
+            )
         elif value.dtype is ir.DataType.FLOAT:
             total += count * elsewhere
         elif value.dtype is not None:

@@ -37,7 +37,7 @@ class Tap:
         model.graph.outputs.extend(values[t] for t in self.computed if t not in outputs)
         serialized = ir.serde.serialize_model(model)
         assert isinstance(serialized, onnx.ModelProto)
-        self.session = session(serialized.SerializeToString(), threads=threads, folder=path.parent)
+        self.session = session(serialized.SerializeToString(), threads=threads, folder=path.parent, made_from=path)
 
     def rows(self, feed: Feeds) -> Iterator[tuple[str, Array]]:
         """Yield every tensor's rows for one batch, ``[rows, channels]``."""

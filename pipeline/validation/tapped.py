@@ -32,7 +32,8 @@ class Tapped:
         new = dict.fromkeys(name for name in tensors if name not in known)
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in new)
         self.tensors = list(dict.fromkeys(tensors))
-        self._session = session(proto.SerializeToString(), threads=threads, optimize=False, folder=path.parent)
+        serialized = proto.SerializeToString()
+        self._session = session(serialized, threads=threads, optimize=False, folder=path.parent, made_from=path)
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
         """Return the tensors by name for one batch.

@@ -122,12 +122,13 @@ def test_an_embedding_is_int8_in_int8_all_or_where_a_rule_says_so() -> None:
     assert entry(planned(preset=Preset.INT8_ALL), "/embed/Gather").precision is INT8
     made = planned(RuleConfig(role=Role.EMBEDDING, precision=INT8))
     assert entry(made, "/embed/Gather").precision is INT8
-    assert expected_bytes(model, made) == 100 * 32 + 32 * 64 + 64 * 32
+    scales = 5 * (32 + 64 + 32)  # FP32, and a zero point
+    assert expected_bytes(model, made) == 100 * 32 + 32 * 64 + 64 * 32 + scales
     assert entry(planned(), "/embed/Gather").precision is INT8
     # On a GPU the look-up in FP16 costs no kernel of its own.
     high = planned(to="gpu-int8")
     assert entry(high, "/embed/Gather").precision is Precision.FP16
-    assert expected_bytes(model, high) == 2 * 100 * 32 + 32 * 64 + 64 * 32
+    assert expected_bytes(model, high) == 2 * 100 * 32 + 32 * 64 + 64 * 32 + 2 * (64 + 32)
 
 
 def test_what_has_no_quantized_form_says_so_and_which_rule_asked() -> None:
