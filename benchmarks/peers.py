@@ -35,6 +35,7 @@ PEERS: Mapping[str, Peer] = {
     "nncf-performance": Peer(title="NNCF PERFORMANCE", tool="nncf"),
     "nncf-mixed": Peer(title="NNCF MIXED", tool="nncf"),
     "modelopt-max": Peer(title="Model-Optimizer INT8 max", tool="modelopt"),
+    "ort-int4": Peer(title="ONNX Runtime INT4 in blocks of 128, round to nearest", tool="ort"),
     "modelopt-int4-awq": Peer(title="Model-Optimizer INT4 AWQ clip", tool="modelopt"),
     "modelopt-entropy": Peer(title="Model-Optimizer INT8 entropy", tool="modelopt"),
 }

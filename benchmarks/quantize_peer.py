@@ -70,6 +70,18 @@ def ort_static(method: str, *, tuned: bool | None = None, **options: Any) -> Cal
     return quantize
 
 
+def ort_int4(model: Path, feeds: list[Feeds], out: Path) -> None:
+    """ONNX Runtime, INT4 weights in symmetric blocks of 128 (MatMulNBits), all products with a constant but the last one."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    proto = onnx.load(model)
+    last = [n.name for n in proto.graph.node if n.op_type == "MatMul"][-1]
+    tool = MatMulNBitsQuantizer(proto, block_size=128, is_symmetric=True, nodes_to_exclude=[last])
+    tool.process()
+    tool.model.save_model_to_file(str(out), True)
+
+
 def nncf(preset: str) -> Callable[[Path, list[Feeds], Path], None]:
     """NNCF post-training quantization with a preset."""
 
@@ -115,6 +127,7 @@ def modelopt(method: str, mode: str = "int8") -> Callable[[Path, list[Feeds], Pa
 
 METHODS: dict[str, Callable[[Path, list[Feeds], Path], None]] = {
     "ort-dynamic": ort_dynamic,
+    "ort-int4": ort_int4,
     "ort-static": ort_static("MinMax"),
     "ort-static-gemm-entropy": ort_static("Entropy", op_types_to_quantize=GEMMS),
     "ort-static-tuned-symmetric": ort_static("MinMax", tuned=True),
