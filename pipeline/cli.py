@@ -228,6 +228,26 @@ def _rollback(flags: PublishFlags) -> None:
         output.show(f"{name}: version {newest} taken back, {before} is the newest again")
 
 
+@app.command()
+def serve(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A build directory, or a model repository.")],
+    environment: Annotated[
+        Path | None,
+        typer.Option(
+            "--server-env", metavar="DIR", help="Python environment with nvidia-pytriton, whose wheel has the server."
+        ),
+    ] = None,
+    http_port: Annotated[int, typer.Option(metavar="PORT", help="Port for HTTP; a free one if 0.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(metavar="PORT", help="Port for gRPC; a free one if 0.")] = 8001,
+) -> None:
+    """Serve a build with tritonserver on this machine (loopback only), until Ctrl-C."""
+    from pipeline.serving import serve as run
+
+    with output.watching():
+        code = run(path, output.show, environment=environment, http_port=http_port, grpc_port=grpc_port)
+    raise typer.Exit(code)
+
+
 @app.command(cls=RecipeCommand)
 @takes(Flags)
 def profile(ctx: typer.Context, flags: Flags) -> None:

@@ -276,6 +276,8 @@ class TritonConfig(Section):
     """``null`` turns it off."""
     instances: int = Field(default=1, ge=1)
     """Model instances per device."""
+    ensemble: Literal["none", "text", "embedding"] = "none"
+    """``text`` also publishes ``<name>_text``, which takes texts: a tokenizer (calibration's) and the model. ``embedding`` ends in the mean of the token vectors, of length 1. The server's Python needs ``tokenizers``."""
 
 
 class ProfileShapes(Section):

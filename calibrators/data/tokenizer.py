@@ -41,6 +41,10 @@ class TextTokenizer:
         encoding = self._tokenizer.encode(text)
         return np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64)
 
+    def to_json(self) -> str:
+        """Return the tokenizer as the text of a ``tokenizer.json``, with its truncation and without padding."""
+        return str(self._tokenizer.to_str())
+
     def tokens(self, texts: Iterable[str]) -> Iterator[Array]:
         """Yield the token ids of whole texts, each ``[tokens]`` int64: nothing cut, no special tokens."""
         whole = type(self._tokenizer).from_str(self._tokenizer.to_str())

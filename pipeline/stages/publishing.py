@@ -5,15 +5,20 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from calibrators.data.spec import DataSpec
+from calibrators.data.text import Encoder, encoder_of
 from pipeline import model as models
 from pipeline.errors import MissingError, PublishError
+from pipeline.model import sha256
 from pipeline.notices import notice
 from pipeline.sources.export import Exported
 from pipeline.stages.engine import Engine
 from pipeline.stages.run import Run
 from pipeline.triton.checker import check_repository
+from pipeline.triton.ensemble import write_ensemble
 from pipeline.triton.repository import write_repository
 from pipeline.triton.served import onnx_model
+from pipeline.types import TensorInfo
 from pipeline.validation.thresholds import Verdict
 
 
@@ -34,7 +39,8 @@ def publish(run: Run, exported: Exported, engines: tuple[Engine, ...], verdicts:
     if reason:
         notice("not-published", f"Nothing was published: {reason}.")
         # What an earlier run published must not be taken for this build.
-        shutil.rmtree(run.directory / "triton" / name, ignore_errors=True)
+        for folder in (name, *(f"{name}_{part}" for part in ("tokenizer", "pooling", "text"))):
+            shutil.rmtree(run.directory / "triton" / folder, ignore_errors=True)
         return None
     try:
         return _repository(run, exported, built[0], name)
@@ -62,9 +68,15 @@ def _repository(run: Run, exported: Exported, engine: Engine, name: str) -> Path
     data = run.open(run.recipe.calibration, exported, inputs) or run.open(run.recipe.validate_, exported, inputs)
     sample = {k: tuple(v.shape) for k, v in next(iter(data)).items()} if data is not None else None
 
+    encoder = _encoder(run, exported, inputs)
+    # The ensemble's models lie beside the engine's.
+    outputs = [out, *(f"triton/{name}_{part}" for part in _parts(run))]
+
     def produce(work: Path) -> None:
         served = onnx_model(engine.path, name=name, threads=run.recipe.threads, sample=sample)
         write_repository(work / "triton", model=served, config=run.recipe.triton)
+        if encoder is not None:
+            write_ensemble(work / "triton", served, run.recipe.triton, encoder)
         for problem in check_repository(work / "triton"):
             if problem.severity == "error":
                 raise PublishError(problem.message, where=problem.where, fix=problem.fix)
@@ -76,5 +88,29 @@ def _repository(run: Run, exported: Exported, engine: Engine, name: str) -> Path
         "name": name,
         "sample": {k: list(shape) for k, shape in sample.items()} if sample else None,
         "threads": run.recipe.threads,
+        "tokenizer": [sha256(file) for file in encoder.tokenizer.files] if encoder is not None else None,
+        "max_length": run.recipe.calibration.max_length if encoder is not None else None,
     }
-    return run.stage("publish", key, [out], produce).paths[out]
+    return run.stage("publish", key, outputs, produce).paths[out]
+
+
+def _parts(run: Run) -> tuple[str, ...]:
+    return {"none": (), "text": ("tokenizer", "text"), "embedding": ("tokenizer", "pooling", "text")}[
+        run.recipe.triton.ensemble
+    ]
+
+
+def _encoder(run: Run, exported: Exported, inputs: tuple[TensorInfo, ...]) -> Encoder | None:
+    """Return calibration's tokenizer for an ensemble that takes texts."""
+    if run.recipe.triton.ensemble == "none":
+        return None
+    section = run.recipe.calibration
+    tokenizer = section.tokenizer if section.tokenizer is not None else exported.folder
+    if tokenizer is None:
+        raise PublishError(
+            "An ensemble of texts needs a tokenizer.",
+            where="triton.ensemble",
+            fix="Set calibration.tokenizer to the model's folder or tokenizer.json.",
+        )
+    spec = DataSpec(data="triton.ensemble", tokenizer=Path(tokenizer), max_length=section.max_length)
+    return encoder_of(spec, inputs)

@@ -9,10 +9,11 @@ from pipeline import model as onnx_files
 from pipeline.errors import EngineError, ModelError, PublishError
 from pipeline.session import session
 from pipeline.triton.engine_rules import OnnxEngine, check_against_engine
+from pipeline.triton.ensemble_rules import check_ensemble
 from pipeline.triton.problem import Problem
 from pipeline.triton.protobuf import ModelConfig, parse
 from pipeline.triton.repository import CONFIG, CONFIGS, ROLLED_BACK, is_version, versions
-from pipeline.triton.served import BACKENDS
+from pipeline.triton.served import BACKENDS, PYTHON
 from pipeline.triton.serving_rules import check_serving
 
 _SAME_AGAIN = "Write the repository again with `python -m pipeline publish`."
@@ -37,11 +38,25 @@ def check_repository(root: Path) -> list[Problem]:
                 fix="Name the folder that holds the model folders.",
             )
         ]
-    return [problem for folder in folders for problem in check_model(folder)]
+    problems = [problem for folder in folders for problem in check_model(folder)]
+    configs = {c.name: (c, f) for f in folders if (c := _parsed(f)) is not None}
+    for config, folder in configs.values():
+        if config.platform == "ensemble":
+            others = {name: other for name, (other, _) in configs.items()}
+            problems += check_ensemble(config, others, where=f"{folder.name}/{CONFIG}")
+    return problems
+
+
+def _parsed(folder: Path) -> ModelConfig | None:
+    """Return a model's configuration, ``None`` where :func:`check_model` says what is wrong with it."""
+    try:
+        return parse((folder / CONFIG).read_text(encoding="utf-8"), where=folder.name)
+    except (PublishError, OSError, UnicodeDecodeError):
+        return None
 
 
 def check_model(folder: Path) -> list[Problem]:
-    """Return the problems of one model folder; see :func:`check_repository`."""
+    """Return the problems of one model folder alone; see :func:`check_repository`."""
     path = folder / CONFIG
     where = f"{folder.name}/{CONFIG}"
     if not path.is_file():
@@ -60,9 +75,19 @@ def check_model(folder: Path) -> list[Problem]:
         what = error.what if isinstance(error, PublishError) else f"The configuration cannot be read: {error}"
         return [Problem(rule="config-parse", severity="error", where=where, message=what, fix=_SAME_AGAIN)]
     problems = [*_identity(folder, config), *_layout(folder, config), *check_serving(config, where=where)]
-    if config.backend in BACKENDS:
-        for version in _served(folder, config):
+    for version in _served(folder, config):
+        if config.backend in BACKENDS:
             problems += _engine(folder / str(version), config, where)
+        elif config.backend == PYTHON and not (folder / str(version) / "model.py").is_file():
+            problems.append(
+                Problem(
+                    rule="python-model",
+                    severity="error",
+                    where=f"{folder.name}/{version}",
+                    message="There is no model.py; without it the server hangs while it starts.",
+                    fix=_SAME_AGAIN,
+                )
+            )
     return problems
 
 
@@ -76,13 +101,13 @@ def _identity(folder: Path, config: ModelConfig) -> Iterator[Problem]:
             message=f"The configuration names the model {config.name!r}, its folder {folder.name!r}.",
             fix="Give both the same name.",
         )
-    if config.backend not in BACKENDS:
+    if config.backend not in (*BACKENDS, PYTHON) and config.platform != "ensemble":
         yield Problem(
             rule="backend",
             severity="error",
             where=f"{where}: backend",
             message=f"The backend {config.backend!r} is not known here.",
-            fix=f"Use one of {', '.join(sorted(BACKENDS))}.",
+            fix=f"Use one of {', '.join(sorted((*BACKENDS, PYTHON)))}, or platform ensemble.",
         )
     if config.cc_model_filenames and config.default_model_filename:
         yield Problem(

@@ -37,10 +37,13 @@ def write_repository(root: Path, *, model: ServedModel, config: TritonConfig) ->
         StoreError: The folder cannot be written.
         MissingError: ``tritonclient`` is not installed.
     """
-    text = config_text(model, config)
-    files = _engine_files(model)
-    folder = root / model.name
-    staging = root / f".{model.name}.tmp"
+    return publish_version(root, model.name, config_text(model, config), _engine_files(model))
+
+
+def publish_version(root: Path, name: str, text: str, files: dict[str, Path]) -> Path:
+    """Write a version of the model ``name`` under ``root``: the configuration's text and the files of the version's folder."""
+    folder = root / name
+    staging = root / f".{name}.tmp"
     try:
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed
@@ -79,6 +82,7 @@ def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path]) -> 
             target.parent.mkdir(parents=True, exist_ok=True)
             # A copy, not a link: ONNX readers refuse external data that is linked, and a repository is moved about.
             shutil.copyfile(source, target)
+        (staging / version).mkdir(parents=True, exist_ok=True)  # an ensemble's holds nothing
     staging.mkdir(exist_ok=True)
     (staging / CONFIG).write_text(text, encoding="utf-8")
     kept = staging / CONFIGS / f"{version or present[-1]}.pbtxt"

@@ -37,6 +37,9 @@ BACKENDS = {
     "tensorrt": Backend(file="model.plan", by_capability=True),
 }
 
+PYTHON = "python"
+"""The backend of what stands around an engine: a tokenizer, pooling."""
+
 # What the onnxruntime backend accepts (its ModelConfigDataTypeToOnnxDataType): no bfloat16, no 4- or 8-bit floats.
 TYPE_OF_ORT = {
     "tensor(bool)": "TYPE_BOOL",

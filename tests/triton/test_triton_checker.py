@@ -172,7 +172,9 @@ def test_warm_up_that_the_engine_cannot_run(tmp_path: Path) -> None:
 
 
 def test_every_rule_has_a_mutation() -> None:
-    shown = {rule for rule, _, _ in MUTATIONS} | {"warm-up-runs"}
+    from test_triton_ensemble import MUTATIONS as OF_ENSEMBLES
+
+    shown = {rule for rule, _, _ in MUTATIONS} | {"warm-up-runs"} | {rule for rule, _ in OF_ENSEMBLES}
     assert shown == set(RULES)
 
 

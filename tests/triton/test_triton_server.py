@@ -1,0 +1,206 @@
+"""A real tritonserver on loopback: what it answers, how it batches, and what it refuses, beside our checker.
+
+Needs the server of a wheel: ``python3 -m venv .venv-triton && .venv-triton/bin/pip install nvidia-pytriton==0.7.0 'numpy<2'
+onnxruntime tokenizers``, then ``pytest -m server``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ensembles
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from test_triton_ensemble import MUTATIONS
+
+from engines.onnxruntime import OnnxRuntimeRunner
+from pipeline.errors import MissingError, PublishError
+from pipeline.serving import serving
+from pipeline.triton.checker import check_repository
+from pipeline.triton.rollback import rollback
+from pipeline.triton.server import Installation, Server, find_server
+from pipeline.triton.twin import write_twin
+
+pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("default")]
+IDS = np.array([[2, 3, 4, 5, 2, 7], [6, 3, 0, 0, 0, 0]], np.int64)
+FEEDS = {"input_ids": IDS, "attention_mask": (IDS > 0).astype(np.int64)}
+
+
+@pytest.fixture(scope="module")
+def installation() -> Installation:
+    try:
+        return find_server()
+    except MissingError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensembles.write(tmp_path_factory.mktemp("served"), "embedding", delay=20_000)
+
+
+@pytest.fixture(scope="module")
+def server(repo: Path, installation: Installation) -> Iterator[Server]:
+    with serving(repo, installation=installation) as running:
+        yield running
+
+
+def embed(url: str, texts: list[str]) -> np.ndarray:
+    client = grpc.InferenceServerClient(url)
+    asked = grpc.InferInput("TEXT", [len(texts), 1], "BYTES")
+    asked.set_data_from_numpy(np.array([[t.encode()] for t in texts], object))
+    found = client.infer("tiny_text", [asked]).as_numpy("embedding")
+    client.close()
+    return found
+
+
+def vectors(kind: str, server: Server) -> np.ndarray:
+    if kind == "http":
+        inputs = [
+            {"name": n, "shape": list(a.shape), "datatype": "INT64", "data": a.tolist()} for n, a in FEEDS.items()
+        ]
+        body = json.dumps({"inputs": inputs}).encode()
+        with urllib.request.urlopen(f"http://{server.url}/v2/models/tiny/infer", data=body) as answer:
+            (output,) = json.load(answer)["outputs"]
+        return np.array(output["data"], np.float32).reshape(output["shape"])
+    client = grpc.InferenceServerClient(server.grpc_url)
+    asked = []
+    for name, array in FEEDS.items():
+        asked.append(grpc.InferInput(name, list(array.shape), "INT64"))
+        asked[-1].set_data_from_numpy(array)
+    found = client.infer("tiny", asked).as_numpy("vectors")
+    client.close()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_the_answer_is_the_engine_s(repo: Path, server: Server, kind: str) -> None:
+    with OnnxRuntimeRunner(repo / "tiny/1/model.onnx") as engine:
+        np.testing.assert_array_equal(vectors(kind, server), engine.infer(FEEDS)["vectors"])
+
+
+def test_texts_become_embeddings(repo: Path, server: Server) -> None:
+    got = embed(server.grpc_url, ["the cat sat on the mat", "a cat"])
+    with OnnxRuntimeRunner(repo / "tiny/1/model.onnx") as engine:
+        found = engine.infer(FEEDS)["vectors"]
+    for row, count in ((0, 6), (1, 2)):
+        mean = found[row, :count].mean(axis=0)
+        np.testing.assert_allclose(got[row], mean / np.linalg.norm(mean), rtol=1e-5)
+
+
+def test_concurrent_requests_are_batched(server: Server) -> None:
+    client = grpc.InferenceServerClient(server.grpc_url)
+
+    def counts() -> dict[str, int]:
+        found = client.get_inference_statistics("tiny", as_json=True)["model_stats"][0]
+        return {name: int(found.get(name, 0)) for name in ("inference_count", "execution_count")}
+
+    before = counts()
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(lambda i: embed(server.grpc_url, ["the cat sat" if i % 2 else "a mat"]), range(64)))
+    after = counts()
+    assert after["inference_count"] - before["inference_count"] == 64
+    assert after["execution_count"] - before["execution_count"] <= 16
+    assert all(np.array_equal(answers[i], answers[i % 2]) for i in range(64))
+
+
+def test_what_is_not_utf_8_is_one_request_s_fault(server: Server) -> None:
+    client = grpc.InferenceServerClient(server.grpc_url)
+    asked = grpc.InferInput("TEXT", [1, 1], "BYTES")
+    asked.set_data_from_numpy(np.array([[b"\xff\xfe"]], object))
+    with pytest.raises(grpc.InferenceServerException, match="not UTF-8"):
+        client.infer("tiny_text", [asked])
+    assert embed(server.grpc_url, ["a cat"]).shape == (1, 8)
+
+
+REFUSED = [(rule, mutate) for rule, mutate in MUTATIONS if rule != "python-model"]  # without it the server hangs
+
+
+def test_the_server_refuses_what_the_checker_refuses(tmp_path: Path, installation: Installation) -> None:
+    """Each mutated ensemble under a name of its own would need its models too, so each gets a server of its own."""
+    agreed = {}
+    for number, (rule, mutate) in enumerate(REFUSED):
+        repo = ensembles.write(tmp_path / str(number), "embedding")
+        mutate(repo)
+        assert rule in {p.rule for p in check_repository(repo)}
+        twin = write_twin(repo, tmp_path / str(number) / "twin")
+        try:
+            with Server(twin, installation) as running:
+                running.wait_until_ready(30)
+                refused = False
+        except PublishError:
+            refused = True
+        agreed[number, rule] = refused
+    # The server takes a step with smaller batches than the ensemble's, and fails the requests that are larger.
+    silent = {"ensemble-batch"}
+    assert {rule for (_, rule), refused in agreed.items() if not refused} <= silent, agreed
+
+
+def test_a_server_that_is_killed_answers_the_same_when_it_is_back(repo: Path, installation: Installation) -> None:
+    with serving(repo, installation=installation) as first:
+        before = embed(first.grpc_url, ["the cat"])
+        os.kill(first.process.pid, signal.SIGKILL)
+        first.process.wait()
+    with serving(repo, installation=installation) as second:
+        np.testing.assert_array_equal(embed(second.grpc_url, ["the cat"]), before)
+
+
+def test_a_new_version_and_its_rollback_lose_no_request(tmp_path: Path, installation: Installation) -> None:
+    ensembles.write(tmp_path, "embedding", seed=0)
+    live = write_twin(tmp_path / "repo", tmp_path / "live")
+    answers: list[np.ndarray] = []
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def ask(url: str) -> None:
+        while not stop.is_set():
+            try:
+                answers.append(embed(url, ["the cat sat"]))
+            except BaseException as error:
+                failures.append(error)
+
+    with Server(live, installation, poll_seconds=1) as server:
+        server.wait_until_ready()
+        first = embed(server.grpc_url, ["the cat sat"])
+        threads = [threading.Thread(target=ask, args=(server.grpc_url,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        ensembles.write(tmp_path, "embedding", seed=1)
+        twin = write_twin(tmp_path / "repo", tmp_path / "twin")
+        # The model's version and its kept configuration, as publishing renames them into place.
+        (live / "tiny/.configs").mkdir(exist_ok=True)
+        for version in ("1", "2"):
+            shutil.copy(live / "tiny/config.pbtxt", live / f"tiny/.configs/{version}.pbtxt")
+        shutil.copytree(twin / "tiny/2", live / "tiny/.2")
+        (live / "tiny/.2").rename(live / "tiny/2")
+        second = wait_for(
+            lambda: embed(server.grpc_url, ["the cat sat"]), lambda found: not np.array_equal(found, first)
+        )
+        rollback(live / "tiny")
+        wait_for(lambda: embed(server.grpc_url, ["the cat sat"]), lambda found: np.array_equal(found, first))
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failures, failures[:3]
+    assert len(answers) > 20
+    assert all(np.array_equal(found, first) or np.array_equal(found, second) for found in answers)
+
+
+def wait_for(make, holds, seconds: float = 30.0):  # type: ignore[no-untyped-def]
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = make()
+        if holds(found):
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it did not happen in time")
