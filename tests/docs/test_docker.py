@@ -8,9 +8,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+FILES = [ROOT / f"docker/{name}.Dockerfile" for name in ("build", "cpu")]
+"""The images that hold the pipeline."""
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
@@ -19,8 +21,40 @@ def instructions(path: Path) -> list[tuple[str, str]]:
     return [tuple(line.split(None, 1)) for line in lines if line and not line.startswith("#")]  # type: ignore[misc]
 
 
-def test_there_are_two_images() -> None:
-    assert [path.name for path in FILES] == ["build.Dockerfile", "cpu.Dockerfile"]
+def test_there_is_one_image_more_for_serving() -> None:
+    assert {*(ROOT / "docker").glob("*.Dockerfile")} - {*FILES} == {ROOT / "docker/serve.Dockerfile"}
+
+
+def test_the_server_s_image_has_the_release_of_the_builder_s_and_the_ports_that_others_name() -> None:
+    text, built = ((ROOT / f"docker/{name}.Dockerfile").read_text(encoding="utf-8") for name in ("serve", "build"))
+    releases = [re.search(r"ARG \w+_RELEASE=(\S+)", t) for t in (text, built)]
+    assert releases[0] is not None
+    assert releases[1] is not None
+    assert releases[0][1] == releases[1][1]
+    (ports,) = re.findall(r"EXPOSE ([\d ]+)", text)
+    compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text(encoding="utf-8"))["services"]
+    assert [p.split(":")[1] for p in compose["triton"]["ports"]] == ports.split()
+    assert (ROOT / compose["triton"]["build"]["dockerfile"]).is_file()
+    for volume in compose["prometheus"]["volumes"]:
+        assert (ROOT / "docker" / volume.split(":")[0]).is_file()
+    (scraped,) = yaml.safe_load((ROOT / "docker/prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"]
+    assert scraped["static_configs"][0]["targets"] == [f"triton:{ports.split()[2]}"]
+
+
+def test_the_kubernetes_objects_belong_together() -> None:
+    deployment, service, claim = yaml.safe_load_all((ROOT / "docker/kubernetes.yaml").read_text(encoding="utf-8"))
+    pod = deployment["spec"]["template"]
+    assert deployment["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"] == service["spec"]["selector"]
+    (container,) = pod["spec"]["containers"]
+    ports = {p["name"]: p["containerPort"] for p in container["ports"]}
+    assert ports == {"http": 8000, "grpc": 8001, "metrics": 8002}
+    assert {p["targetPort"] for p in service["spec"]["ports"]} == set(ports)
+    volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
+    assert {m["name"] for m in container["volumeMounts"]} == set(volumes)
+    assert volumes["models"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert all(container[f"{kind}Probe"]["httpGet"]["port"] in ports for kind in ("startup", "readiness", "liveness"))
+    assert any("--model-repository=/models" in a for a in container["args"])
+    assert any(m["mountPath"] == "/models" for m in container["volumeMounts"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
