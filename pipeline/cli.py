@@ -323,6 +323,25 @@ def inspect(
 
 
 @app.command()
+def report(
+    builds: Annotated[
+        list[Path], typer.Argument(metavar="DIRECTORY...", help="Build directories; two or more compare.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show what builds came to, side by side."""
+    from pipeline.report.compare import compare, read_report
+
+    tables = compare(tuple(read_report(path) for path in builds))
+    if as_json:
+        output.show_json([table.to_dict() for table in tables])
+        return
+    for table in tables:
+        output.show_table(table.render())
+        output.show("")
+
+
+@app.command()
 def lint(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="An .onnx file, or a build directory (its variants for GPUs).")

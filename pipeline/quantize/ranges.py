@@ -66,7 +66,7 @@ def choose_ranges(
     chosen = []
     constant = []
     for site in found:
-        sketch = _sketch(statistics, site)
+        sketch = sketch_of(statistics, site)
         if sketch.min == sketch.max:
             constant.append(site.tensor)
         options = {str(m): calibrator(m, percentile=percentile).range(sketch, site.spec) for m in methods}
@@ -95,7 +95,12 @@ def role_groups(ranges: Sequence[SiteRange]) -> dict[tuple[Role, ...], list[int]
     return groups
 
 
-def _sketch(statistics: Statistics, site: Site) -> Sketch:
+def sketch_of(statistics: Statistics, site: Site) -> Sketch:
+    """Return the sketch that a site's range comes from: of all tensors that must have its scale, merged.
+
+    Raises:
+        QuantizeError: The statistics lack one of them, or it has no finite values.
+    """
     sketches = [_observed(statistics, tensor) for tensor in site.observed]
     if len(sketches) == 1:
         return sketches[0]

@@ -88,6 +88,16 @@ class NodePrecision(Part):
     """The rule that decided."""
 
 
+class Histogram(Part):
+    """How many values of a tensor lie in each of some bins of equal width."""
+
+    min: float
+    """The smallest value, where the first bin begins."""
+    max: float
+    """The largest value, where the last bin ends."""
+    counts: tuple[int, ...]
+
+
 class TensorRange(Part):
     """The range chosen for one activation tensor."""
 
@@ -102,6 +112,10 @@ class TensorRange(Part):
     zero_point: int
     alternatives: Sorted[float]
     """Calibrator to its quantization error (mean square over the calibration values), the chosen one among them."""
+    options: Sorted[tuple[float, float]]
+    """Calibrator to its range."""
+    histogram: Histogram | None
+    """The tensor's values on the calibration data."""
 
 
 class Fp16Twin(Part):
@@ -111,6 +125,18 @@ class Fp16Twin(Part):
     bytes_moved: int
     engine_bytes: int
     estimate_ms: float | None
+
+
+class Kernel(Part):
+    """One compiled layer that runs on the GPU."""
+
+    name: str
+    kind: str
+    types: str
+    """Types read and written: ``Int8 x Int8 -> Half``."""
+    bytes_moved: int
+    nodes: int
+    """How many ONNX nodes it came from."""
 
 
 class Compiled(Part):
@@ -139,6 +165,8 @@ class Compiled(Part):
     not_met: tuple[str, ...]
     """The others, by node."""
     fp16: Fp16Twin | None
+    layers: tuple[Kernel, ...]
+    """Every kernel, in execution order."""
 
 
 class Target(Part):

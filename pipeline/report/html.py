@@ -10,6 +10,7 @@ from pipeline.errors import MissingError
 from pipeline.report import figures
 from pipeline.report.contract import Report, write_text
 from pipeline.report.headline import Headline, batches, headlines, slower_engines, worst_figure
+from pipeline.report.pictures import blocks, histogram
 
 _TEMPLATE = "report.html.j2"
 _VERDICTS = {"passed": "passed", "failed": "failed", "not_measured": figures.NOT_MEASURED}
@@ -68,6 +69,8 @@ def _context(report: Report) -> dict[str, Any]:
         "batches": {name: batches(validation) for name, validation in report.validation.items()},
         "worst": {name: worst_figure(validation) for name, validation in report.validation.items()},
         "precisions": _precisions(report),
+        "pictures": {variant: blocks(report.precision_plan, variant) for variant in _precisions(report)},
+        "histograms": [histogram(r) for r in report.ranges],
         "methods": sorted({method for r in report.ranges for method in r.alternatives}),
         "range_counts": sorted(Counter(r.method for r in report.ranges).items(), key=lambda kv: (-kv[1], kv[0])),
         "stage_seconds": max((stage.seconds for stage in report.stages), default=0.0),

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from engines.compiled_layers import CompiledLayer
 from engines.roofline import estimate_ms
 from pipeline import model as models
 from pipeline.policy.actual import actual_precisions
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.ranges import SiteRange, sketch_of
 from pipeline.report import contract
 from pipeline.report.html import write_html
 from pipeline.report.manifest import MANIFEST, make_manifest, output_files, write_manifest
@@ -19,9 +23,12 @@ from pipeline.report.measured import Validation, nothing_measured
 from pipeline.report.versions import versions
 from pipeline.stages.engine import Engine
 from pipeline.stages.run import Run
+from pipeline.stages.smoothing import FloatGraph
 from pipeline.stages.variants import Variants
 from pipeline.validation.measurement import Measurements
 from pipeline.validation.thresholds import Verdict
+
+HISTOGRAM_BINS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +195,22 @@ def _ranges(made: Variants) -> tuple[contract.TensorRange, ...]:
                     scale=scale,
                     zero_point=zero_point,
                     alternatives=dict(item.errors),
+                    options={name: (r.min, r.max) for name, r in item.options.items()},
+                    histogram=_histogram(made.floats[name], item),
                 )
             )
     return tuple(found)
+
+
+def _histogram(graph: FloatGraph, item: SiteRange) -> contract.Histogram | None:
+    """Return the histogram of what a range was chosen from; ``None`` where a cache gave the range."""
+    if graph.statistics is None or not item.options:
+        return None
+    values = sketch_of(graph.statistics, item.site).distribution()
+    if not values.min < values.max:
+        return None
+    counts, _ = np.histogram(values.mean, bins=HISTOGRAM_BINS, range=(values.min, values.max), weights=values.count)
+    return contract.Histogram(min=values.min, max=values.max, counts=tuple(int(c) for c in counts))
 
 
 def _target(directory: Path, engine: Engine, plan: PrecisionPlan) -> contract.Target:
@@ -237,6 +257,19 @@ def _compiled(engine: Engine, plan: PrecisionPlan) -> contract.Compiled | None:
             engine_bytes=fp16.engine_bytes,
             estimate_ms=estimate_ms(fp16, engine.target),
         ),
+        layers=tuple(_kernel(layer) for layer in layers),
+    )
+
+
+def _kernel(layer: CompiledLayer) -> contract.Kernel:
+    read = [t.dtype for t in (*layer.inputs, *layer.constants) if len(t.shape) > 1]
+    written = dict.fromkeys(t.dtype for t in layer.outputs)
+    return contract.Kernel(
+        name=layer.name,
+        kind=layer.kind,
+        types=f"{' x '.join(dict.fromkeys(read)) if len(set(read)) > 1 else ' x '.join(read[:2])} -> {', '.join(written)}",
+        bytes_moved=round(layer.bytes_moved),
+        nodes=len(layer.origins),
     )
 
 

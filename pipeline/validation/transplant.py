@@ -52,6 +52,9 @@ class Pairing:
         if ours is None:
             return None
         theirs = self._variant.get(name)
+        if theirs is not None and _looks_up_integers(theirs):
+            # The rows that were found are dequantized behind the look-up.
+            return self._made.get(ours.outputs[0].name or "")
         if theirs is None and len(ours.outputs) == 1:
             theirs = self._made.get(ours.outputs[0].name or "")
             if theirs is None or theirs.op_type in _CONVERTING or len(theirs.outputs) != 1:
@@ -67,7 +70,11 @@ class Pairing:
         if producer is not None and index is not None:
             if producer.name and self.quantized(producer.name) is producer:
                 return self.reference[producer.name].outputs[index]
-            return None if producer.op_type in _CONVERTING else self._tensors.get(value.name or "")
+            found = self._tensors.get(value.name or "")
+            maker = found.producer() if found is not None else None
+            if maker is not None and self.quantized(maker.name or "") is producer:
+                return found
+            return None if producer.op_type in _CONVERTING else found
         if not value.is_initializer():
             return self._inputs.get(value.name)
         own = self._constants.get(value.name or "")
@@ -75,6 +82,11 @@ class Pairing:
             return None
         # The name alone is not enough: a transform may have changed the values under it.
         return own if np.array_equal(own.const_value.numpy(), value.const_value.numpy()) else None
+
+
+def _looks_up_integers(node: ir.Node) -> bool:
+    table = node.inputs[0] if node.op_type == "Gather" else None
+    return table is not None and table.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
 
 
 def _infer_types(model: ir.Model) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from pipeline.report.contract import (
     Calibration,
     Compiled,
+    Histogram,
+    Kernel,
     NodePrecision,
     Notice,
     Report,
@@ -134,6 +136,8 @@ def ranges(count: int = 6) -> tuple[TensorRange, ...]:
             scale=0.04215686,
             zero_point=77,
             alternatives={"minmax": 12.5, "mse": 11.25, "percentile": 301.0, "entropy": 88.0},
+            options={"minmax": (-3.5, 8.0), "mse": (-3.25, 7.5), "percentile": (-2.0, 4.0), "entropy": (-2.5, 5.0)},
+            histogram=Histogram(min=-3.5, max=8.0, counts=(1, 20, 900, 50_000, 800, 30, 2, 0, 1)) if block else None,
         )
         for block in range(count)
     )
@@ -196,6 +200,16 @@ def report(**changes: Any) -> Report:
                     low_precision_flops_share=0.913,
                     bytes_moved=205_000_000,
                     engine_bytes=39_000_000,
+                    layers=tuple(
+                        Kernel(
+                            name=f"__myl_gemm_{i}",
+                            kind="gemm",
+                            types="Int8 x Int8 -> Half",
+                            bytes_moved=10**6 + i,
+                            nodes=3,
+                        )
+                        for i in range(3)
+                    ),
                 ),
             ),
         },

@@ -263,3 +263,33 @@ def test_extract_from_the_half_precision_variant(models, data, tmp_path: Path) -
     got, ref = run(found.quantized, found.inputs)["h"], np.load(found.expected)["h"]
     assert got.dtype == np.float32
     assert sqnr(ref, got) > 30
+
+
+def test_a_table_stored_in_int8_is_ranked_by_its_dequantized_rows(tmp_path: Path) -> None:
+    """The look-up gives integers there; its counterpart is what dequantizes the rows."""
+    table = np.random.default_rng(0).normal(size=(10, 8)).astype(np.float32)
+    scale = (np.abs(table).max(axis=0) / 127).astype(np.float32)
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3, 8])
+    tail = helper.make_node("Relu", ["rows"], ["y"], name="act")
+    plain = [helper.make_node("Gather", ["table", "ids"], ["rows"], name="embed"), tail]
+    stored = [
+        helper.make_node("Gather", ["table_q", "ids"], ["rows_q"], name="embed"),
+        helper.make_node("DequantizeLinear", ["rows_q", "scale"], ["rows"], name="rows_DequantizeLinear", axis=2),
+        tail,
+    ]
+    constants = {"table": table, "table_q": np.rint(table / scale).astype(np.int8), "scale": scale}
+    for name, nodes, used in (("fp32", plain, ["table"]), ("qdq", stored, ["table_q", "scale"])):
+        arrays = [numpy_helper.from_array(constants[c], c) for c in used]
+        graph = helper.make_graph(nodes, "g", [ids], [y], arrays)
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10),
+            tmp_path / f"{name}.onnx",
+        )
+    feeds = [{"ids": np.arange(9).reshape(3, 3)}]
+    (loss,) = rank_layers(
+        tmp_path / "fp32.onnx", tmp_path / "qdq.onnx", feeds, LayerOptions(nodes=("embed",)), threads=1
+    )
+    rounded = np.rint(table / scale) * scale
+    assert loss.local_sqnr_db == pytest.approx(sqnr(table[:9], rounded[:9]), abs=0.05)
+    assert loss.isolated_sqnr_db == pytest.approx(sqnr(np.maximum(table[:9], 0), np.maximum(rounded[:9], 0)), abs=0.05)
