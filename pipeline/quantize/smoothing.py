@@ -35,6 +35,8 @@ WORTH = 0.9
 """Smoothing costs an elementwise pass, so it must bring the squared error below this share of the plain one's."""
 APART = 2.5
 """How far a channel's largest product must stand above what is usual for the largest to be tried apart."""
+USUAL = 0.75
+"""Share of the channels that smoothing takes for alike; from 0.5 to 0.9 it hardly matters which."""
 MOST_APART = (1, 2, 4)
 """How many channels are tried apart: the builder unrolls so few into the next elementwise kernel; eight are a GEMM."""
 WORTH_APART = 0.8
@@ -244,8 +246,13 @@ def _with_outliers(extremes: tuple[F32, F32], kept: npt.NDArray[np.int64], scale
 
 
 def _scale(extremes: tuple[F32, F32], weight: F32, alpha: float) -> F32:
-    """Return ``s``, its geometric mean 1, so that neither side's values leave what FP16 holds."""
+    """Return ``s``, its geometric mean 1, so that neither side's values leave what FP16 holds.
+
+    Channels below the :data:`USUAL` quantile count as that large: the tensor's range is not theirs to make, and
+    a maximum that calibration seldom saw would be scaled up to be cut off on other data.
+    """
     largest = np.maximum(np.maximum(-extremes[0], extremes[1]), _TINY).astype(np.float64)
+    largest = np.maximum(largest, np.quantile(largest, USUAL))
     rows = np.maximum(np.abs(weight).max(axis=1), _TINY).astype(np.float64)
     logs = alpha * np.log(largest) - (1 - alpha) * np.log(rows)
     scale: F32 = np.exp(logs - logs.mean()).astype(np.float32)

@@ -77,11 +77,14 @@ def search(
 def _may_part(nodes: Mapping[str | None, ir.Node], group: Group) -> bool:
     """Whether a product beside the GEMM fuses with its neighbours.
 
-    Query, key and value projections are one GEMM on a GPU, which it would part; behind a norm it parts the norm's kernel.
+    Query, key and value projections are one GEMM on a GPU, which it would part; behind a norm it parts the norm's kernel,
+    behind an attention the fused attention.
     """
     maker = nodes[group.nodes[0]].inputs[0]
     source = maker.producer() if maker is not None else None
-    return len(group.nodes) == 1 and source is not None and not (is_norm(source) or gain(source) is not None)
+    if len(group.nodes) > 1 or source is None or source.op_type in ("Reshape", "Transpose"):
+        return False
+    return not is_norm(source) and gain(source) is None
 
 
 def _parts(
