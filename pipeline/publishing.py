@@ -70,6 +70,13 @@ def publish_builds(
         folder = write_repository(out, model=model, config=config)
         served = ", ".join(f"{c}: {file.parent.name}" for c, file in sorted(model.engines.items())) or "cpu"
         lines.append(f"{folder.name} ({model.backend}; {served})")
+    if found.recipe.triton.ensemble != "none":
+        notice(
+            "no-ensemble",
+            "Merging builds publishes engines alone: the ensemble that takes texts is left out. It lies in the repository of a "
+            "build of the target cpu (its models NAME_tokenizer, NAME_text and NAME_pooling can be copied).",
+            where="triton.ensemble",
+        )
     for problem in check_repository(out):
         if problem.severity == "error":
             raise PublishError(problem.message, where=problem.where, fix=problem.fix)
