@@ -158,14 +158,24 @@ def check_precision(device: Target, precision: Precision) -> None:
     else:
         least = NEEDS[precision]
         reason = f"{device.title} is {device.sm} and has no {precision.upper()} (needs SM{least[0]}{least[1]} or newer)"
+    found = nearest(device, precision)
+    raise RecipeError(
+        f"{reason}; use {found}, or --fallback.",
+        where=f"target {device.name}",
+        fix=f"Write --precision {found}, or --fallback to give each target the nearest that it has.",
+    )
+
+
+_NEAREST = {
     # FP8's nearest is INT8 (the same size), FP16's is FP32 (the same accuracy), INT8's is FP16.
-    order = {
-        Precision.FP8: (Precision.INT8, Precision.FP16, Precision.FP32),
-        Precision.INT8: (Precision.FP16, Precision.FP32),
-        Precision.INT4: (Precision.INT8, Precision.FP16, Precision.FP32),
-        Precision.FP4: (Precision.INT4, Precision.INT8, Precision.FP16, Precision.FP32),
-        Precision.FP16: (Precision.FP32,),
-        Precision.BF16: (Precision.FP16, Precision.FP32),
-    }[precision]
-    nearest = next(p for p in order if p in device.precisions)
-    raise RecipeError(f"{reason}; use {nearest}.", where=f"target {device.name}", fix=f"Write --precision {nearest}.")
+    Precision.FP8: (Precision.INT8, Precision.FP16),
+    Precision.INT8: (Precision.FP16,),
+    Precision.INT4: (Precision.INT8, Precision.FP16),
+    Precision.FP4: (Precision.INT4, Precision.INT8, Precision.FP16),
+    Precision.BF16: (Precision.FP16,),
+}
+
+
+def nearest(device: Target, precision: Precision) -> Precision:
+    """Return the precision that stands in for one that the device lacks; every device has FP32."""
+    return next((p for p in _NEAREST.get(precision, ()) if p in device.precisions), Precision.FP32)

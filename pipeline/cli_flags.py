@@ -60,8 +60,13 @@ class Flags:
     ] = None
     precision: Annotated[
         str | None,
-        typer.Option(metavar="PRESET", help="Preset: fp32, fp16, int8 (W8A8), int8-all, fp8, fp8-int8, int4 (W4A16)."),
+        typer.Option(
+            metavar="PRESET", help="Preset: fp32, fp16, bf16, int8 (W8A8), int8-all, fp8, fp8-int8, int4 (W4A16), fp4."
+        ),
     ] = None
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Give a target that lacks a precision the nearest that it has.")
+    ] = False
     target: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="cpu or a GPU such as a100; may be repeated.")
     ] = None

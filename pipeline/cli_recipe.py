@@ -52,6 +52,7 @@ def _shortcuts(flags: Flags) -> Iterator[tuple[str, str]]:
     """Yield the recipe keys that the short flags stand for."""
     given = {
         "policy.preset": flags.precision,
+        "policy.fallback": "true" if flags.fallback else None,
         "targets": ",".join(flags.target or ()),
         "name": flags.name,
         "calibration.data": flags.calibration,

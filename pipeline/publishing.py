@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import PublishError
 from pipeline.notices import notice
+from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.emulate import emulate
 from pipeline.recipe import TritonConfig
 from pipeline.triton.checker import check_repository
 from pipeline.triton.gather import BuiltEngine, Gathered, by_capability, gather, largest_batch, usual_shapes
@@ -116,7 +119,13 @@ def _one_version(plans: Sequence[BuiltEngine]) -> None:
 
 def _tensorrt_model(name: str, engines: dict[str, BuiltEngine]) -> ServedModel:
     first = next(iter(engines.values()))
-    described = onnx_model(first.onnx, name=name, sample=usual_shapes(first))
+    with tempfile.TemporaryDirectory() as folder:
+        # ONNX Runtime tells the shapes, and runs neither BF16 nor FP4.
+        runs = first.onnx
+        planned = PrecisionPlan.from_json(first.onnx.with_name("precision_plan.json").read_text(encoding="utf-8"))
+        if planned.emulated:
+            runs = emulate(first.onnx, Path(folder) / "model.onnx", like=first.onnx)
+        described = replace(onnx_model(runs, name=name, sample=usual_shapes(first)), engine=first.onnx)
     return replace(described, backend="tensorrt", engines={c: e.file for c, e in engines.items()})
 
 

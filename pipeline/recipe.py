@@ -216,6 +216,8 @@ class PolicyConfig(Section):
     """How many INT4 weights along the summed axis share one scale; TensorRT takes 64 and 128. FP4's blocks hold 16."""
     rounding: Literal["rtn", "gptq"] = "rtn"
     """How weights of MatMul and Gemm are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again."""
+    fallback: bool = False
+    """A target that lacks a precision gets the nearest that it has (FP8 becomes INT8 on an A100), with a notice; an error if not."""
     half: Literal["fp16", "bf16"] = "fp16"
     """What GPUs compute the rest in. BF16 (from SM80 on) reaches as far as FP32, in steps eight times as wide as FP16's."""
     activations: Literal["static", "dynamic"] = "static"

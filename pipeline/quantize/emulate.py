@@ -18,14 +18,16 @@ _BF16, _FLOAT = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 _FP4 = ir.DataType.FLOAT4E2M1
 
 
-def emulate(variant: Path, out: Path) -> Path:
+def emulate(variant: Path, out: Path, *, like: Path) -> Path:
     """Write a copy of ``variant`` without BF16 and FP4 tensors to ``out`` and return that path.
 
     Args:
         variant: A Q/DQ graph in which FP4 stands in front of a DequantizeLinear only.
         out: The copy; its weights are computed while it is saved.
+        like: The float model that the variant was made from; the copy needs no newer opset than that.
     """
     model = models.load(variant)
+    model.opset_imports[""] = models.load(like).opset_imports[""]
     graph = model.graph
     for node in list(graph):
         if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].dtype is _FP4:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from calibrators.collector import Request
@@ -13,9 +15,7 @@ from pipeline.recipe import PolicyConfig, Preset, RuleConfig
 from pipeline.types import NodeRole, Precision
 
 
-def requests(
-    model: ir.Model, roles: dict[str, NodeRole], policy: PolicyConfig, families: list[str]
-) -> tuple[Request, ...]:
+def requests(model: ir.Model, roles: dict[str, NodeRole], policies: Mapping[str, PolicyConfig]) -> tuple[Request, ...]:
     """Return the statistics to collect for these families of targets, in graph order.
 
     Every activation that a policy usually quantizes gets a sketch, and every one that this policy does, so that only
@@ -25,22 +25,21 @@ def requests(
     Args:
         model: The canonical graph.
         roles: Its nodes' roles.
-        policy: What is asked for now.
-        families: Variants that will be made.
+        policies: What is asked for now, by the variants that will be made.
     """
     tensors: dict[str, None] = {}
-    for family in families:
+    for family, policy in policies.items():
         if family not in ("cpu", "gpu-int8", "gpu-fp8"):
             continue
         for asked in (_everything(model), policy):
             # A tensor that shares another one's range under this policy may stand alone under the next.
             tensors |= dict.fromkeys(s.tensor for s in sites(model, plan(model, roles, asked, family)))
-    if any(f.startswith("gpu") for f in families):
+    if any(f.startswith("gpu") for f in policies):
         values = [*model.graph.inputs, *(v for n in model.graph for v in n.outputs)]
         tensors |= dict.fromkeys(v.name or "" for v in values if v.type == ir.TensorType(ir.DataType.FLOAT))
     found = [Request(tensor=t) for t in tensors]
-    smoothed = families if smoothing_for(policy) != "off" else []
-    plans = [plan(model, roles, p, f) for f in smoothed for p in (_everything(model), policy)]
+    smoothed = {f: p for f, p in policies.items() if smoothing_for(p) != "off"}
+    plans = [plan(model, roles, p, f) for f, policy in smoothed.items() for p in (_everything(model), policy)]
     channels = dict.fromkeys(g.tensor for made in plans for g in groups(model, made))
     found += [Request(tensor=t, statistic="channel_range") for t in channels]
     return tuple(found)

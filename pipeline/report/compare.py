@@ -45,7 +45,7 @@ def _titles(reports: tuple[Report, ...]) -> tuple[str, ...]:
     names = [report.name for report in reports]
     if len(set(names)) == len(names):
         return tuple(names)
-    return tuple(f"{name} ({letter})" for name, letter in zip(names, "ABCDEFGH", strict=False))
+    return tuple(f"{name} ({number})" for number, name in enumerate(names, start=1))
 
 
 def _figures(target: str, reports: tuple[Report, ...], names: tuple[str, ...]) -> Table:

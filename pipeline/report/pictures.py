@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 from pipeline.report.contract import NodePrecision, TensorRange
 from pipeline.types import Role
@@ -36,9 +37,9 @@ def histogram(item: TensorRange) -> str | None:
         path += f"V{top}H{across(found.min + (index + 1) * step)}"
     path += f"V{HEIGHT}Z"
     ticks = "".join(
-        f'<path d="M{across(edge)} 0v{HEIGHT}" class="tick"><title>{name} {edge:.4g}</title></path>'
+        f'<path d="M{across(edge)} 0v{HEIGHT}" class="tick"><title>{escape(name)} {edge:.4g}</title></path>'
         for name, pair in item.options.items()
-        if name != item.method and name.isidentifier()
+        if name != item.method
         for edge in pair
     )
     left, right = across(item.min), across(item.max)

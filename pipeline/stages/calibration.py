@@ -38,7 +38,7 @@ def calibrate(run: Run, exported: Exported, canonical: Prepared) -> Statistics |
     """Statistics of every tensor that any policy could quantize; ``None`` where nothing needs them."""
     model = models.load(canonical.path)
     inputs = models.inputs(model)
-    wanted = requests(model, find_roles(model), run.recipe.policy, list(run.families))
+    wanted = requests(model, find_roles(model), run.policies)
     data = run.open(run.recipe.calibration, exported, inputs)
     unneeded = run.recipe.calibration.cache is not None or not _quantizes(run, model)
     if run.options.dry_run or not wanted or (data is None and unneeded):
@@ -198,5 +198,5 @@ def _refuse_nonfinite_inputs(
 def _quantizes(run: Run, model: ir.Model) -> bool:
     """Return whether any variant needs the range of an activation, and so calibration data."""
     roles = find_roles(model)
-    plans = [make_plan(model, roles, run.recipe.policy, name) for name in run.families]
+    plans = [make_plan(model, roles, policy, name) for name, policy in run.policies.items()]
     return any(sites(model, made) for made in plans if not made.dynamic)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import model as models
 from pipeline.errors import RecipeError
+from pipeline.quantize.emulate import emulate
 from pipeline.stages.run import Run
 from pipeline.stages.variants import Variants
 from pipeline.validation.extract import Extracted, extract
@@ -29,4 +31,9 @@ def extract_nodes(run: Run, made: Variants, nodes: Sequence[str], out: Path, var
     if data is None:
         raise RecipeError("The build has no data to run the layer on.", where="validate.data, calibration.data")
     feeds = next(iter(data))
-    return extract(made.canonical.path, made.variants[name], nodes, feeds, out, threads=recipe.threads)
+    # The graph that the variant was made from: where smoothing is on, tensors are not what they were.
+    own, quantized = made.floats[name].path, made.variants[name]
+    with tempfile.TemporaryDirectory() as folder:
+        if made.plans[name].emulated:
+            quantized = emulate(quantized, Path(folder) / "model.onnx", like=own)
+        return extract(own, quantized, nodes, feeds, out, threads=recipe.threads)

@@ -47,7 +47,7 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
             work: Path, name: str = name, out: str = out, half: bool = half, costs_file: Path | None = costs_file
         ) -> dict[str, Any]:
             model = models.load(canonical.path)
-            roles, policy, costs = find_roles(model), run.recipe.policy, read_costs(costs_file)
+            roles, policy, costs = find_roles(model), run.policies[name], read_costs(costs_file)
             largest = extents(statistics) if half and statistics is not None else {}
             spread = outlier_ratios(statistics) if judged and statistics is not None else {}
             seen = Evidence(
@@ -68,7 +68,7 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
 
         inputs = {
             "model": canonical.path,
-            "policy": run.recipe.policy.model_dump(mode="json"),
+            "policy": run.policies[name].model_dump(mode="json"),
             "family": name,
             "costs": costs_file,
             "overrides": overrides.get(name, {}),

@@ -12,17 +12,17 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from calibrators.data.open import check_place, open_data
 from calibrators.data.spec import DataSpec
-from engines.target import Target, check_block, check_precision
+from engines.target import Target
 from engines.target import target as find_target
 from pipeline.content import write_atomically
 from pipeline.errors import RecipeError
 from pipeline.notices import Notice, collecting
-from pipeline.policy.planning import family, half_of
-from pipeline.policy.rules import LOW
-from pipeline.recipe import Data, Preset, Recipe, parse, to_dict
+from pipeline.policy.fallback import policy_on
+from pipeline.policy.planning import family
+from pipeline.recipe import Data, PolicyConfig, Recipe, parse, to_dict
 from pipeline.sources.export import Exported
 from pipeline.store import StageResult, Store
-from pipeline.types import HALVES, CalibrationData, Precision, Progress, TensorInfo
+from pipeline.types import CalibrationData, Progress, TensorInfo
 from pipeline.validation.thresholds import parse_gates
 
 CANONICAL = "model.fp32.onnx"
@@ -133,6 +133,7 @@ class Run:
         self.notices: list[Notice] = []
         self._opened: dict[tuple[object, ...], CalibrationData] = {}
         self.targets = {t.name: t for t in map(find_target, recipe.targets)}
+        self.policies: dict[str, PolicyConfig] = {}
         self.families = self._families()
         parse_gates(recipe.validate_.gates)
         for section in (recipe.calibration, recipe.validate_):
@@ -199,18 +200,15 @@ class Run:
         return result
 
     def _families(self) -> dict[str, list[Target]]:
-        preset = self.recipe.policy.preset
-        rules = [r.precision for r in self.recipe.policy.rules]
-        half = half_of(self.recipe.policy)
-        asked = {LOW.get(preset, Precision.FP32 if preset is Preset.FP32 else half)}
-        asked |= {half} if preset is not Preset.FP32 and half is Precision.BF16 else set()
-        asked |= {Precision.FP8} if preset is Preset.FP8_INT8 else set()
         families: dict[str, list[Target]] = {}
         for device in self.targets.values():
-            for precision in (*asked, *rules):
-                if not (device.compute_capability is None and precision in HALVES):
-                    check_precision(device, precision)
-            if Precision.INT4 in (*asked, *rules):
-                check_block(device, self.recipe.policy.block_size)
-            families.setdefault(family(device, self.recipe.policy), []).append(device)
+            policy = policy_on(device, self.recipe.policy)
+            name = family(device, policy)
+            if self.policies.setdefault(name, policy) != policy:
+                raise RecipeError(
+                    f"{families[name][0].title} and {device.title} would need different graphs under the name {name}.",
+                    where=f"target {device.name}, policy.fallback",
+                    fix="Build them in two directories, or ask for what both have.",
+                )
+            families.setdefault(name, []).append(device)
         return families

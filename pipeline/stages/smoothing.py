@@ -67,10 +67,8 @@ def smooth(
             fix="Give --calibration DATA, or set policy.smooth to off.",
         )
     mask = run.mask(inputs)
+    wanted = smoothing_for(run.recipe.policy)
     for name, made in plans.items():
-        wanted = smoothing_for(run.recipe.policy)
-        if wanted == "off":
-            continue
         smoothable = groups(models.load(canonical.path), made)
         if made.dynamic or not smoothable:
             continue
@@ -80,7 +78,6 @@ def smooth(
         def produce(
             work: Path,
             made: PrecisionPlan = made,
-            wanted: str | float = wanted,
             files: tuple[str, str, str] = (graph, sketches, choices),
         ) -> dict[str, Any]:
             options = SearchOptions(
@@ -128,6 +125,8 @@ def may_smooth(recipe: Recipe) -> bool:
 
     Such are another tool's ranges, and a builder that quantizes by itself. Whoever asks for smoothing gets it, or an error.
     """
+    if recipe.policy.smooth == "off":
+        return False
     foreign = recipe.calibration.cache is not None or recipe.builder.quantization == "implicit"
     return recipe.policy.smooth is not None or (not foreign and recipe.calibration.data is not None)
 

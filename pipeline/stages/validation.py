@@ -80,7 +80,8 @@ def _measured(
             unquantized=made.floats[engine.family].path,
         )
         with tempfile.TemporaryDirectory(dir=work) as folder:
-            variant = emulate(engine.path, Path(folder) / "model.onnx") if emulated else engine.path
+            own = made.floats[engine.family].path
+            variant = emulate(engine.path, Path(folder) / "model.onnx", like=own) if emulated else engine.path
             found = measure(fp32, variant, data, options=options, progress=run.progress)
         (work / out).write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
 

@@ -15,6 +15,7 @@ from engines.tensorrt.build import mismatches
 from pipeline import model as models
 from pipeline.errors import PublishError
 from pipeline.notices import notice
+from pipeline.policy.fallback import policy_on
 from pipeline.policy.planning import family
 from pipeline.recipe import Recipe, parse
 
@@ -159,7 +160,7 @@ class _Build:
 
     def _engine(self, device: Target) -> BuiltEngine:
         folder = self.folder / "engines" / device.name
-        onnx = self.folder / "variants" / family(device, self.recipe.policy) / "model.onnx"
+        onnx = self.folder / "variants" / family(device, policy_on(device, self.recipe.policy)) / "model.onnx"
         verdict = (self.report.get("validation") or {}).get(device.name) or {}
         status = str(verdict.get("verdict") or "not_measured")
         if device.runtime == "onnxruntime":

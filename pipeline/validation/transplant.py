@@ -74,7 +74,8 @@ class Pairing:
             maker = found.producer() if found is not None else None
             if maker is not None and self.quantized(maker.name or "") is producer:
                 return found
-            return None if producer.op_type in _CONVERTING else found
+            # A Cast that gives a tensor under its own name only rounds it, in a copy that emulates BF16.
+            return found if producer.op_type == "Cast" or producer.op_type not in _CONVERTING else None
         if not value.is_initializer():
             return self._inputs.get(value.name)
         own = self._constants.get(value.name or "")

@@ -48,7 +48,7 @@ def test_every_gpu_has_fp16_and_int8_and_the_cpu_int8():
 def test_a_missing_precision_is_refused_with_the_nearest():
     with pytest.raises(RecipeError) as error:
         check_precision(target("a100"), Precision.FP8)
-    assert error.value.what == "A100 is SM80 and has no FP8 (needs SM89 or newer); use int8."
+    assert error.value.what == "A100 is SM80 and has no FP8 (needs SM89 or newer); use int8, or --fallback."
     with pytest.raises(RecipeError, match=r"CPU provider .* FP16 .*use fp32"):
         check_precision(target("cpu"), Precision.FP16)
     with pytest.raises(RecipeError, match=r"FP8 .*use int8"):

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.compile_check import available, compile_check
 from engines.onnxruntime import OnnxRuntimeRunner
-from pipeline.build import BuildOptions, build
+from pipeline.build import BuildOptions, build, extract
 from pipeline.errors import PipelineError, PolicyError
 from pipeline.quantize.emulate import emulate
 from pipeline.quantize.weights import stored_scale
@@ -42,7 +42,9 @@ def layers(path: Path) -> tuple[Path, dict[str, np.ndarray]]:
     return save(path, nodes, [("x", ["b", 64])], [("y", ["b", 32])], weights), weights
 
 
-def made(tmp_path: Path, target: str, until: str = "quantize", **policy: object) -> tuple[Path, dict[str, np.ndarray]]:
+def made(
+    tmp_path: Path, target: str, until: str = "quantize", per_layer: bool = False, **policy: object
+) -> tuple[Path, dict[str, np.ndarray]]:
     path, weights = layers(tmp_path / "m.onnx")
     draw = np.random.default_rng(1)
     np.savez(tmp_path / "calibration.npz", x=draw.normal(size=(40, 64)).astype(np.float32))
@@ -52,7 +54,7 @@ def made(tmp_path: Path, target: str, until: str = "quantize", **policy: object)
         "policy": policy,
         "targets": [target],
         "calibration": {"data": str(tmp_path / "calibration.npz")},
-        "validate": {"data": str(tmp_path / "heldout.npz"), "latency": False},
+        "validate": {"data": str(tmp_path / "heldout.npz"), "latency": False, "per_layer": per_layer},
     }
     build(parse(recipe), tmp_path / "b", options=BuildOptions(until=until))
     (variant,) = (tmp_path / "b/variants").glob("*/model.onnx")
@@ -72,7 +74,9 @@ def test_bf16_rounds_every_tensor_and_sums_in_fp32(tmp_path: Path) -> None:
     x = np.random.default_rng(2).normal(size=(5, 64)).astype(np.float32)
     hidden = np.maximum(bf16(bf16(bf16(x) @ bf16(w["w1"])) + bf16(w["b1"])), 0)
     want = bf16(hidden @ bf16(w["w2"]))
-    with OnnxRuntimeRunner(emulate(variant, tmp_path / "e.onnx"), optimize=False) as runner:
+    with OnnxRuntimeRunner(
+        emulate(variant, tmp_path / "e.onnx", like=tmp_path / "b/model.fp32.onnx"), optimize=False
+    ) as runner:
         got = runner.infer({"x": x})["y"]
     # FP32 sums in another order may round to the neighbouring BF16 value.
     assert np.abs(got - want).max() <= 2**-7 * np.abs(want).max()
@@ -88,7 +92,10 @@ def test_int8_beside_bf16_has_bf16_scales(tmp_path: Path) -> None:
     scales = {n.input[1] for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
     assert {types[s] for s in scales} == {TensorProto.BFLOAT16}
     x = np.random.default_rng(2).normal(size=(5, 64)).astype(np.float32)
-    with OnnxRuntimeRunner(tmp_path / "m.onnx") as plain, OnnxRuntimeRunner(emulate(variant, tmp_path / "e.onnx")) as q:
+    with (
+        OnnxRuntimeRunner(tmp_path / "m.onnx") as plain,
+        OnnxRuntimeRunner(emulate(variant, tmp_path / "e.onnx", like=tmp_path / "b/model.fp32.onnx")) as q,
+    ):
         want, got = plain.infer({"x": x})["y"], q.infer({"x": x})["y"]
     assert 0 < np.abs(got - want).max() / np.abs(want).max() < 0.1
 
@@ -111,7 +118,7 @@ def test_fp4_blocks_hold_the_nearest_of_sixteen_values(tmp_path: Path, half: str
         nearest = np.abs(candidates - w[name]).min(axis=0)
         np.testing.assert_allclose(np.abs(weight * steps - w[name]), nearest, atol=1e-6)
     x = np.random.default_rng(2).normal(size=(5, 64)).astype(np.float32)
-    copy = emulate(variant, tmp_path / "e.onnx")
+    copy = emulate(variant, tmp_path / "e.onnx", like=tmp_path / "b/model.fp32.onnx")
     with OnnxRuntimeRunner(tmp_path / "m.onnx") as plain, OnnxRuntimeRunner(copy, optimize=False) as runner:
         want, got = plain.infer({"x": x})["y"], runner.infer({"x": x})["y"]
     assert 0.005 < np.abs(got - want).max() / np.abs(want).max() < 0.2
@@ -158,6 +165,21 @@ def test_bf16_scales_are_never_so_small_that_values_clip() -> None:
     np.testing.assert_array_equal(found, bf16(found))
     assert np.all(found * (127.5 / 127) >= scale)
     assert np.all(found <= scale * (1 + 2**-7))
+
+
+@pytest.mark.parametrize(
+    ("target", "policy"), [("a100", {"preset": "int8", "half": "bf16"}), ("rtx5090", {"preset": "fp4"})]
+)
+def test_layers_are_ranked_and_extracted_all_the_same(tmp_path: Path, target: str, policy: dict[str, object]) -> None:
+    made(tmp_path, target, until="publish", per_layer=True, **policy)
+    report = json.loads((tmp_path / "b/report.json").read_text(encoding="utf-8"))
+    (layer,) = report["validation"][target]["layers"]
+    assert layer["node"] == "up"
+    assert 10 < layer["isolated_sqnr_db"] < 60
+    found = extract(tmp_path / "b", ("up",), tmp_path / "layer")
+    assert found.expected_quantized is not None
+    expected, got = (np.load(f)[np.load(f).files[0]] for f in (found.expected, found.expected_quantized))
+    assert 10 < 10 * np.log10(np.square(expected).sum() / np.square(got - expected).sum()) < 60
 
 
 @needs_rtx

@@ -72,3 +72,27 @@ def test_a_second_run_does_nothing_again(tmp_path: Path) -> None:
     before = (out / "variants/cpu/float.onnx").stat().st_mtime_ns
     assert made(tmp_path, "auto") == out
     assert (out / "variants/cpu/float.onnx").stat().st_mtime_ns == before
+
+
+def test_an_extracted_layer_is_compared_with_the_graph_that_it_was_quantized_from(tmp_path: Path) -> None:
+    """The norm absorbed scales, so what the layer reads is not what the canonical graph has there."""
+    from pipeline.build import extract
+
+    out = made(tmp_path, "auto")
+    assert any(c["alpha"] is not None for c in json.loads((out / "variants/cpu/smoothing.json").read_text()))
+    for node in ("one", "three"):
+        found = extract(out, (node,), tmp_path / f"layer-{node}")
+        assert found.expected_quantized is not None
+        expected, got = (np.load(f)[np.load(f).files[0]] for f in (found.expected, found.expected_quantized))
+        assert 10 * np.log10(np.square(expected).sum() / np.square(got - expected).sum()) > 20, node
+
+
+def test_off_needs_no_data_again(tmp_path: Path) -> None:
+    from pipeline.recipe import parse as parsed
+    from pipeline.stages.smoothing import may_smooth
+
+    source = {"onnx": "m.onnx"}
+    assert not may_smooth(parsed({"source": source, "policy": {"smooth": "off"}}))
+    assert may_smooth(parsed({"source": source, "policy": {"smooth": "auto"}}))
+    assert may_smooth(parsed({"source": source, "calibration": {"data": "c.npz"}}))
+    assert not may_smooth(parsed({"source": source, "calibration": {"data": "c.npz", "cache": "a.cache"}}))
