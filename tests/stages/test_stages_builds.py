@@ -206,3 +206,21 @@ def test_minilm_weighs_a_quarter_with_its_embedding_in_int8(tmp_path: Path) -> N
     result = run(made, tmp_path / "b")
     assert result.report is not None
     assert 22e6 < result.report["targets"]["cpu"]["bytes"] < 24.5e6
+
+
+def test_histograms_count_every_value_that_a_range_was_chosen_from(built: Built) -> None:
+    from calibrators.collector import Statistics
+
+    assert built.result.report is not None
+    plain = Statistics.load(built.directory / "calibration/statistics.safetensors")
+    for variant in ("cpu", "gpu-int8"):
+        again = built.directory / f"variants/{variant}/float.safetensors"
+        changed = Statistics.load(again) if again.is_file() else {}
+        rows = [r for r in built.result.report["ranges"] if r["variant"] == variant]
+        assert rows
+        for row in rows:
+            sketch = changed[row["tensor"]] if row["tensor"] in changed else plain[row["tensor"]]
+            found = row["histogram"]
+            assert sum(found["counts"]) == sketch.count
+            assert (found["min"], found["max"]) == (sketch.min, sketch.max)
+            assert row["options"][row["method"]] == [row["min"], row["max"]]

@@ -99,6 +99,39 @@ def test_pooling_is_the_mean_over_real_tokens_of_length_1(monkeypatch: pytest.Mo
         np.testing.assert_allclose(got[row], mean / np.linalg.norm(mean), rtol=1e-5)
 
 
+class _Given:
+    def __init__(self, name: str, values: np.ndarray) -> None:
+        self.name, self.values = name, values
+
+    def as_numpy(self) -> np.ndarray:
+        return self.values
+
+
+def test_requests_of_one_execution_get_their_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lengths in one execution: those of one length are one batch, and each request gets its rows back."""
+    module = loaded(monkeypatch, "run_onnx")
+    server = module.pb_utils
+    server.get_input_tensor_by_name = lambda request, name: next(t for t in request if t.name == name)
+    server.Tensor = _Given
+    server.InferenceResponse = lambda output_tensors=None, error=None: output_tensors if error is None else error
+    server.TritonError = str
+    (tmp_path / "1").mkdir()
+    ensembles.text_model(tmp_path / "1/model.onnx")
+    served = module.TritonPythonModel()
+    made = {"max_batch_size": 8, "output": [{"name": "vectors"}]}
+    served.initialize({"model_config": json.dumps(made), "model_repository": str(tmp_path), "model_version": "1"})
+    draw = np.random.default_rng(0)
+    ids = [draw.integers(0, 8, shape) for shape in ((1, 3), (2, 5), (3, 3), (1, 5))]
+    requests = [[_Given("input_ids", i), _Given("attention_mask", np.ones_like(i))] for i in ids]
+    found = served.execute(requests)
+    for request, (vectors,) in zip(requests, found, strict=True):
+        ((alone,),) = served.execute([request])
+        np.testing.assert_array_equal(vectors.values, alone.values)
+        assert vectors.values.shape == (*request[0].values.shape, 8)
+    refused = served.execute([[_Given("input_ids", np.array([[99]])), _Given("attention_mask", np.array([[1]]))]])
+    assert "indices" in refused[0]
+
+
 def test_the_twin_keeps_what_clients_see(tmp_path: Path) -> None:
     repo = ensembles.write(tmp_path, "embedding")
     twin = write_twin(repo, tmp_path / "twin")
