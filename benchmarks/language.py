@@ -32,8 +32,8 @@ CALIBRATION, HELD_OUT = slice(20, 148), slice(6, 14)
 SCORED = {"short": slice(0, 6), "long": slice(150, 200)}
 """Documents that perplexity is of: 1,500 tokens, whose figures still move by half a percent with chance, and 14,000."""
 METHODS = {
-    "INT4 weights in blocks of 128, round to nearest": ["--precision", "int4"],
-    "INT4 weights in blocks of 128, GPTQ": ["--precision", "int4", "--policy.rounding", "gptq"],
+    "INT4 weights in blocks of 128, round to nearest": ["--precision", "int4", "--policy.rounding", "rtn"],
+    "INT4 weights in blocks of 128, GPTQ (default)": ["--precision", "int4"],
     "INT8": ["--precision", "int8"],
     "INT8, GPTQ": ["--precision", "int8", "--policy.rounding", "gptq"],
     "INT8, FFN down in FP16": [
@@ -49,12 +49,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/bench/work"))
     parser.add_argument("--samples", type=int, default=64, help="calibration windows of 128 tokens, of joined texts")
     parser.add_argument("--scored", choices=SCORED, default="long", help="how much text to score")
+    parser.add_argument("--only", default="", help="only methods and peers whose title holds this text")
     peers.add_arguments(parser, "ort", "modelopt")
     given = parser.parse_args()
     folder, text, calibration, heldout = prepare(given.work, given.scored)
     print_header("Language", "benchmarks.language", [f"calibrated on {given.samples} windows"])
     rows = []
     for title, flags in METHODS.items():
+        if given.only not in title:
+            continue
         progress(title)
         out = given.work / f"language.{len(rows)}"
         command = [
@@ -97,6 +100,8 @@ def _peers(
     rows = []
     for name in LANGUAGE_PEERS:
         peer = peers.PEERS[name]
+        if given.only not in peer.title:
+            continue
         if peer.tool not in pythons:
             rows.append([peer.title, *["not measured"] * 5])
             continue

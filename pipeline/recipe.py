@@ -214,8 +214,8 @@ class PolicyConfig(Section):
     """How outliers of static activations are moved into weights (SmoothQuant). ``auto`` searches for every GEMM how much, a number from 0 to 1 is that share (alpha) everywhere, ``off`` moves none; if not given, ``auto`` wherever the calibration data can be read again."""
     block_size: Literal[32, 64, 128] = 128
     """How many INT4 weights along the summed axis share one scale; TensorRT takes 64 and 128. FP4's blocks hold 16."""
-    rounding: Literal["rtn", "gptq"] = "rtn"
-    """How weights of MatMul and Gemm are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again."""
+    rounding: Literal["rtn", "gptq"] | None = None
+    """How weights of MatMul and Gemm are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again. If not given, GPTQ for INT4 and FP4 weights where there is calibration data, to nearest otherwise."""
     fallback: bool = False
     """A target that lacks a precision gets the nearest that it has (FP8 becomes INT8 on an A100), with a notice; an error if not."""
     half: Literal["fp16", "bf16"] = "fp16"

@@ -31,6 +31,11 @@ class Operands:
         """Whether the node only looks its weight up (an embedding): stored in INT8, nothing to calibrate."""
         return not self.activations
 
+    def weight_shape(self, node: ir.Node) -> tuple[int, ...]:
+        """Return the constant weight's shape, ``()`` where there is none or it is unknown."""
+        value = node.inputs[self.weight] if self.weight is not None else None
+        return tuple(value.shape.numpy()) if value is not None and value.shape is not None else ()
+
 
 def operands(node: ir.Node) -> Operands | None:
     """Return the operands of a node that can be quantized, else ``None``.

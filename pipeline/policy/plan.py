@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from engines.target import INT4_BLOCKS
 from pipeline.types import BFLOAT16, Precision, QuantDType, QuantSpec, Role
+
+CPU_BLOCKS = (32, 64, 128)
+"""Sizes of INT4 blocks that ONNX Runtime's CPU kernels have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,20 @@ class PrecisionPlan:
         """Return the nodes that read Q/DQ pairs."""
         return tuple(n for n in self.nodes if n.precision.quantized)
 
+    def weight_spec(self, precision: Precision, shape: Sequence[int], channel_axis: int | None) -> QuantSpec:
+        """Return how a weight of this shape is stored: the precision's format, its blocks as :func:`fitted`.
+
+        Raises:
+            ValueError: No block divides the summed axis; planning leaves such weights high.
+        """
+        spec = self.formats[precision].weights
+        if spec.block is None:
+            return spec
+        block = fitted(spec, shape[1 - (channel_axis or 0)], self.family)
+        if block is None:
+            raise ValueError(f"no block of {precision} divides {list(shape)}")
+        return replace(spec, block=block)
+
     def counts(self) -> dict[str, int]:
         """Return how many nodes each precision has."""
         return dict(sorted(Counter(str(n.precision) for n in self.nodes).items()))
@@ -110,6 +128,17 @@ class PrecisionPlan:
             formats=formats,
             nodes=nodes,
         )
+
+
+def fitted(spec: QuantSpec, summed: int, family: str) -> int | None:
+    """Return the largest block, at most the one asked for, that divides the summed axis; ``None`` where none does.
+
+    INT4 falls back to the smaller blocks that the target's kernels have (TensorRT 64, ONNX Runtime 32 too); FP4 has one size.
+    """
+    assert spec.block is not None
+    others = () if spec.dtype is not QuantDType.INT4 else (CPU_BLOCKS if family == "cpu" else INT4_BLOCKS)
+    sizes = sorted({spec.block, *(b for b in others if b < spec.block)}, reverse=True)
+    return next((b for b in sizes if summed % b == 0), None)
 
 
 def _format(raw: dict[str, Any]) -> Format:

@@ -13,7 +13,7 @@ from pipeline.errors import PolicyError
 from pipeline.graph.operands import WEIGHTED, has_dynamic_form
 from pipeline.policy.half_range import FLOAT16_MAX, SENTINEL, half_guards
 from pipeline.policy.overrides import override_rules
-from pipeline.policy.plan import Format, NodePlan, PrecisionPlan
+from pipeline.policy.plan import Format, NodePlan, PrecisionPlan, fitted
 from pipeline.policy.residuals import guard_residuals
 from pipeline.policy.rules import LOW, Candidate, Rule, candidates, cost_rules, guard_rules, preset_rules, user_rule
 from pipeline.policy.skip import skip_rules
@@ -153,7 +153,7 @@ def plan(
     rules += [user_rule(config, family) for config in policy.rules]
     rules += skip_rules(policy, high, seen.outliers)
     rules += override_rules(seen.overrides, elsewhere)
-    nodes = {c.name: _decide(c, rules, high, policy.block_size, dynamic=dynamic) for c in found}
+    nodes = {c.name: _decide(c, rules, high, policy, family, dynamic=dynamic) for c in found}
     if elsewhere is Precision.FP16:
         _keep_fp32_beyond_fp16(found, nodes, seen.extents)
     smoothed = seen.smoothable and smoothing_for(policy) != "off"
@@ -176,11 +176,16 @@ def _elsewhere(policy: PolicyConfig, family: str) -> Precision:
     return half_of(policy) if half and family.startswith("gpu") else Precision.FP32
 
 
-def _decide(candidate: Candidate, rules: list[Rule], high: Precision, block: int, *, dynamic: bool) -> NodePlan:
+def _decide(
+    candidate: Candidate, rules: list[Rule], high: Precision, policy: PolicyConfig, family: str, *, dynamic: bool
+) -> NodePlan:
     rule = next(r for r in reversed(rules) if r.matches(candidate))
     precision, text = rule.precision, rule.text
-    if precision.quantized and (why := _why_not(candidate, precision, block, dynamic=dynamic)):
+    spec = blocks(precision, policy).weights if precision in WEIGHT_ONLY else None
+    if precision.quantized and (why := _why_not(candidate, precision, spec, family, dynamic=dynamic)):
         precision, text = high, f"not quantizable ({why}), asked by {rule.text}"
+    elif spec is not None and (block := fitted(spec, _summed(candidate), family)) != spec.block:
+        text += f", in blocks of {block}: it sums {_summed(candidate)} values, which is no multiple of {spec.block}"
     return NodePlan(
         node=candidate.name,
         op_type=candidate.node.op_type,
@@ -191,12 +196,14 @@ def _decide(candidate: Candidate, rules: list[Rule], high: Precision, block: int
     )
 
 
-def _why_not(candidate: Candidate, precision: Precision, block: int, *, dynamic: bool) -> str:
+def _why_not(
+    candidate: Candidate, precision: Precision, blocked: QuantSpec | None, family: str, *, dynamic: bool
+) -> str:
     """Return why a node cannot be quantized, ``""`` if it can."""
     kind = candidate.node.op_type
     if candidate.operands is not None:
-        if precision in WEIGHT_ONLY:
-            return _why_not_blocks(candidate, precision, FP4_BLOCK if precision is Precision.FP4 else block)
+        if blocked is not None:
+            return _why_not_blocks(candidate, precision, blocked, family)
         if dynamic and not has_dynamic_form(candidate.node, candidate.operands):
             return f"{kind} has no form with dynamic activations"
         return ""
@@ -207,13 +214,21 @@ def _why_not(candidate: Candidate, precision: Precision, block: int, *, dynamic:
     return f"{kind} has no quantized form"
 
 
-def _why_not_blocks(candidate: Candidate, precision: Precision, block: int) -> str:
+def _why_not_blocks(candidate: Candidate, precision: Precision, spec: QuantSpec, family: str) -> str:
     """Return why a node's weight cannot be stored in blocks along the axis that is summed."""
     what, kind = candidate.operands, candidate.node.op_type
     if what is None or what.weight is None or kind not in ("MatMul", "Gemm") or what.channel_axis is None:
         return f"{kind} has no weight that is stored in {precision.upper()} blocks"
-    summed = candidate.weight_shape[1 - what.channel_axis]
-    return "" if summed % block == 0 else f"it sums {summed} values, which is no multiple of the block of {block}"
+    summed = _summed(candidate)
+    if fitted(spec, summed, family) is not None:
+        return ""
+    return f"it sums {summed} values, which is no multiple of the block of {spec.block} or of a smaller one"
+
+
+def _summed(candidate: Candidate) -> int:
+    """Return how many products a GEMM with a constant weight adds up for each output."""
+    assert candidate.operands is not None
+    return candidate.weight_shape[1 - (candidate.operands.channel_axis or 0)]
 
 
 def _share_qkv(found: tuple[Candidate, ...], nodes: dict[str, NodePlan]) -> None:

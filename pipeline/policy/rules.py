@@ -56,10 +56,7 @@ class Candidate:
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """Return the constant weight's shape, ``()`` where there is none."""
-        if self.operands is None or self.operands.weight is None:
-            return ()
-        value = self.node.inputs[self.operands.weight]
-        return tuple(value.shape.numpy()) if value is not None and value.shape is not None else ()
+        return () if self.operands is None else self.operands.weight_shape(self.node)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,10 +98,9 @@ def _rounded(model: ir.Model, plan: PrecisionPlan, folder: Path) -> dict[str, Qu
     nodes = {n.name: n for n in model.graph}
     for entry in plan.quantized():
         what = operands(nodes[entry.node]) if entry.node in index else None
-        value = nodes[entry.node].inputs[what.weight] if what is not None and what.weight is not None else None
-        if value is not None and value.shape is not None:
-            spec = plan.formats[entry.precision].weights
-            found[entry.node] = rounded(folder, entry.node, index, spec, value.shape.numpy())
+        if what is not None and (shape := what.weight_shape(nodes[entry.node])):
+            spec = plan.weight_spec(entry.precision, shape, what.channel_axis)
+            found[entry.node] = rounded(folder, entry.node, index, spec, shape)
     return found
 
 

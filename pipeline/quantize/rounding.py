@@ -23,7 +23,7 @@ from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.fake import nearest
 from pipeline.quantize.gptq import gptq, refine
 from pipeline.quantize.moments import F64, Moments, Tap, second_moments
-from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, block_scales, channel_scales
+from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, block_scales, channel_scales, lowest
 from pipeline.types import Feeds, Progress, QuantDType, QuantSpec, silent
 
 INDEX = "index.json"
@@ -112,14 +112,15 @@ _Nodes = dict[str, list[tuple[ir.Node, Operands, QuantSpec]]]
 
 def _wanted(model: ir.Model, plan: PrecisionPlan) -> _Nodes:
     """Return the nodes to round by the tensor they read."""
-    specs = {n.node: plan.formats[n.precision].weights for n in plan.quantized()}
+    precisions = {n.node: n.precision for n in plan.quantized()}
     uses = Counter(v for n in model.graph.all_nodes() for v in n.inputs if v is not None and v.is_initializer())
     found: _Nodes = {}
     for node in model.graph:
         what = operands(node)
-        spec = specs.get(node.name or "")
-        if spec is None or what is None or what.weight is None:
+        precision = precisions.get(node.name or "")
+        if precision is None or what is None or what.weight is None:
             continue
+        spec = plan.weight_spec(precision, what.weight_shape(node), what.channel_axis)
         weight, value = node.inputs[what.weight], node.inputs[0]
         biased = plan.family == "cpu" and what.bias is not None and spec.block is None
         if node.op_type not in ("MatMul", "Gemm") or biased or weight is None or value is None or uses[weight] > 1:
@@ -187,5 +188,5 @@ def _round(place: tuple[ir.Node, Operands, QuantSpec], seen: Moments, file: Path
 
 
 def _symmetric(steps: F64, dtype: QuantDType) -> F64:
-    found: F64 = nearest(np.clip(steps, -dtype.qmax, dtype.qmax), dtype)
+    found: F64 = nearest(np.clip(steps, lowest(dtype), dtype.qmax), dtype)
     return found

@@ -101,10 +101,15 @@ def _lazy(value: ir.Value, spec: QuantSpec, divisor: Callable[[], Array]) -> ir.
 
     def quantized() -> ir.TensorProtocol:
         weight = np.divide(models.read(source), divisor(), dtype=np.float32)
-        np.clip(weight, -spec.dtype.qmax, spec.dtype.qmax, out=weight)
+        np.clip(weight, lowest(spec.dtype), spec.dtype.qmax, out=weight)
         return ir.tensor(nearest(weight, spec.dtype).astype(stored.numpy()))
 
     return ir.LazyTensor(quantized, dtype=stored, shape=ir.Shape(source.shape.numpy()), name=value.name)
+
+
+def lowest(dtype: QuantDType) -> float:
+    """Return the least value a symmetric weight takes: INT4 uses its -8, one of only sixteen; INT8 mirrors its 127."""
+    return dtype.qmin if dtype is QuantDType.INT4 else -dtype.qmax
 
 
 def channel_scales(value: ir.Value, spec: QuantSpec, axis: int | None, scale_dtype: npt.DTypeLike) -> Array:
@@ -138,7 +143,7 @@ def block_scales(weight: Array, spec: QuantSpec, importance: Array, scale_dtype:
     chosen = np.ones(amax.shape, np.float32)
     for share in SHARES:
         scale = _scale(amax * np.float32(share), spec, scale_dtype, None)
-        steps = np.clip(blocks / scale[:, None], -spec.dtype.qmax, spec.dtype.qmax)
+        steps = np.clip(blocks / scale[:, None], lowest(spec.dtype), spec.dtype.qmax)
         error = (np.square(nearest(steps, spec.dtype) * scale[:, None] - blocks) * cost).sum(axis=1)
         chosen = np.where(error < best, scale, chosen)
         best = np.minimum(error, best)

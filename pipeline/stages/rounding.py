@@ -13,7 +13,7 @@ from pipeline.quantize.rounding import RoundingOptions, round_weights
 from pipeline.sources.export import Exported
 from pipeline.stages.run import Run, step
 from pipeline.stages.smoothing import FloatGraph
-from pipeline.types import CalibrationData
+from pipeline.types import CalibrationData, Precision
 
 
 @step
@@ -21,7 +21,9 @@ def rounding(
     run: Run, exported: Exported, plans: dict[str, PrecisionPlan], floats: dict[str, FloatGraph]
 ) -> dict[str, Path]:
     """Folder of rounded weights of each family; families that round to nearest have none."""
-    if run.recipe.policy.rounding == "rtn":
+    asked = run.recipe.policy.rounding
+    wanted = {name for name, made in plans.items() if asked == "gptq" or (asked is None and _of_four_bits(made))}
+    if not wanted:
         return {}
     inputs = models.inputs(models.load(next(iter(floats.values())).path))
     data, mask = run.open(run.recipe.calibration, exported, inputs), run.mask(inputs)
@@ -30,10 +32,18 @@ def rounding(
     )
     found = {}
     for name, made in plans.items():
-        if not made.formats:
+        if not made.formats or name not in wanted:
             continue
         if made.dynamic:
             notice("not-gptq", "Weights are rounded to nearest where activations are dynamic.", where="policy.rounding")
+            continue
+        if asked is None and data is None:
+            notice(
+                "rounded-to-nearest",
+                "Four-bit weights are rounded to nearest: GPTQ needs calibration data. "
+                "With --calibration DATA they lose about half as much",
+                where=name,
+            )
             continue
         if data is None:
             raise RecipeError(
@@ -60,3 +70,7 @@ def rounding(
         }
         found[name] = run.stage(f"rounding/{name}", key, [out], produce).paths[out]
     return found
+
+
+def _of_four_bits(made: PrecisionPlan) -> bool:
+    return Precision.INT4 in made.formats or Precision.FP4 in made.formats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from engines.target import check_precision, target
 from pipeline import model as models
 from pipeline.build import BuildOptions, build
 from pipeline.errors import RecipeError
+from pipeline.policy.plan import PrecisionPlan, fitted
 from pipeline.policy.planning import family, plan
+from pipeline.policy.sizes import expected_bytes
 from pipeline.quantize.fake import nearest
 from pipeline.quantize.weights import block_scales
 from pipeline.recipe import PolicyConfig, Preset, parse
@@ -57,7 +60,7 @@ def by_blocks(weight: np.ndarray, block: int) -> np.ndarray:
         best = np.full(part.shape[1], np.inf)
         for share in np.round(1 - 0.04 * np.arange(14), 2):
             scale = (np.abs(part).max(axis=0) * np.float32(share) / np.float32(7)).astype(np.float32)
-            stored = np.clip(np.rint(part / scale), -7, 7) * scale
+            stored = np.clip(np.rint(part / scale), -8, 7) * scale
             error = np.square(stored - part).sum(axis=0)
             result[begin : begin + block] = np.where(error < best, stored, result[begin : begin + block])
             best = np.minimum(error, best)
@@ -99,7 +102,47 @@ def test_what_cannot_be_divided_into_blocks_stays_high_and_says_why(tmp_path: Pa
     made = plan(model, roles, PolicyConfig(preset=Preset.INT4), "gpu-int4")
     assert entry(made, "up").precision is Precision.INT4
     assert entry(made, "odd").precision is Precision.FP16
-    assert "sums 100 values, which is no multiple of the block of 128" in entry(made, "odd").rule
+    assert "sums 100 values, which is no multiple of the block of 128 or of a smaller one" in entry(made, "odd").rule
+
+
+@pytest.mark.parametrize(
+    ("family", "summed", "asked", "block"),
+    [
+        ("gpu-int4", 256, 128, 128),
+        ("gpu-int4", 576, 128, 64),
+        ("gpu-int4", 96, 128, None),
+        ("gpu-int4", 96, 32, 32),
+        ("cpu", 96, 128, 32),
+        ("cpu", 576, 128, 64),
+        ("cpu", 576, 64, 64),
+        ("cpu", 40, 128, None),
+    ],
+)
+def test_where_a_block_does_not_divide_a_smaller_one_that_does_is_taken(
+    family: str, summed: int, asked: int, block: int | None
+) -> None:
+    assert fitted(QuantSpec(dtype=QuantDType.INT4, block=asked), summed, family) == block
+    assert fitted(QuantSpec(dtype=QuantDType.FP4_E2M1, block=16), 40, family) is None
+
+
+def test_smaller_blocks_reach_the_graph_and_the_size(tmp_path: Path) -> None:
+    draw = np.random.default_rng(4)
+    weights = {"w": draw.normal(size=(192, 64)).astype(np.float32)}
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="only")
+    path = save(tmp_path / "m.onnx", [node], [("x", ["b", 192])], [("y", ["b", 64])], weights)
+    np.savez(tmp_path / "data.npz", x=draw.normal(size=(300, 192)).astype(np.float32))
+    raw = recipe(path) | {"calibration": {"data": str(tmp_path / "data.npz")}}
+    build(parse(raw), tmp_path / "b", options=BuildOptions(until="quantize"))
+    stored = {i.name: i for i in onnx.load(tmp_path / "b/variants/cpu/model.onnx").graph.initializer}
+    # Four-bit weights are rounded by GPTQ where there is data, in the same blocks; -8 is one of the sixteen steps.
+    assert (tmp_path / "b/variants/cpu/rounding/index.json").is_file()
+    assert numpy_helper.to_array(stored["w_scale"]).shape == (3, 64)
+    assert int(numpy_helper.to_array(stored["w_quantized"]).astype(np.int8).min()) == -8
+    made = json.loads((tmp_path / "b/variants/cpu/precision_plan.json").read_text())
+    assert "in blocks of 64: it sums 192 values, which is no multiple of 128" in made["nodes"][0]["rule"]
+    model = models.load(path)
+    plan_ = PrecisionPlan.from_json((tmp_path / "b/variants/cpu/precision_plan.json").read_text())
+    assert expected_bytes(model, plan_) == 192 * 64 // 2 + 3 * 64 * 4
 
 
 def test_no_calibration_data_is_needed_to_round_to_nearest(tmp_path: Path) -> None:
@@ -137,7 +180,7 @@ def test_scales_of_blocks_weigh_errors_by_what_they_cost() -> None:
 
     def cost(scale: np.ndarray) -> np.ndarray:
         steps = np.repeat(scale, 32, axis=0)
-        stored = np.clip(nearest(weight / steps, QuantDType.INT4), -7, 7)
+        stored = np.clip(nearest(weight / steps, QuantDType.INT4), -8, 7)
         error = np.square(stored * steps - weight) * importance[:, None]
         return error.reshape(2, 32, 10).sum(axis=1)
 
