@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only methods and peers whose title holds this text")
     peers.add_arguments(parser, "ort", "modelopt")
     given = parser.parse_args()
+    if not any(given.only in title for title in METHODS):
+        parser.error(f"--only: no method's title holds {given.only!r}; they are {', '.join(METHODS)}")
     folder, text, calibration, heldout = prepare(given.work, given.scored)
     print_header("Language", "benchmarks.language", [f"calibrated on {given.samples} windows"])
     rows = []

@@ -14,7 +14,7 @@ from engines.target import INT4_BLOCKS
 from pipeline.types import BFLOAT16, Precision, QuantDType, QuantSpec, Role
 
 CPU_BLOCKS = (32, 64, 128)
-"""Sizes of INT4 blocks that ONNX Runtime's CPU kernels have."""
+"""Sizes of INT4 blocks for ONNX Runtime on a CPU, which takes any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ class PrecisionPlan:
 def fitted(spec: QuantSpec, summed: int, family: str) -> int | None:
     """Return the largest block, at most the one asked for, that divides the summed axis; ``None`` where none does.
 
-    INT4 falls back to the smaller blocks that the target's kernels have (TensorRT 64, ONNX Runtime 32 too); FP4 has one size.
+    INT4 falls back to smaller blocks (64 on GPUs, as TensorRT documents them; 64 or 32 on a CPU); FP4 has one size.
     """
     assert spec.block is not None
     others = () if spec.dtype is not QuantDType.INT4 else (CPU_BLOCKS if family == "cpu" else INT4_BLOCKS)

@@ -40,8 +40,7 @@ def rounding(
         if asked is None and data is None:
             notice(
                 "rounded-to-nearest",
-                "Four-bit weights are rounded to nearest: GPTQ needs calibration data. "
-                "With --calibration DATA they lose about half as much",
+                "Four-bit weights are rounded to nearest; with --calibration DATA, GPTQ would round them for these inputs",
                 where=name,
             )
             continue

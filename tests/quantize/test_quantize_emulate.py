@@ -100,6 +100,21 @@ def test_int8_beside_bf16_has_bf16_scales(tmp_path: Path) -> None:
     assert 0 < np.abs(got - want).max() / np.abs(want).max() < 0.1
 
 
+def test_fp4_weights_are_rounded_by_gptq_where_there_is_data(tmp_path: Path) -> None:
+    rules = [{"op_type": "MatMul", "precision": "fp4"}]
+    errors = {}
+    seen = np.random.default_rng(1).normal(size=(40, 64)).astype(np.float32)
+    for rounding in (None, "rtn"):
+        folder = tmp_path / str(rounding)
+        folder.mkdir()
+        variant, w = made(folder, "rtx5090", preset="fp4", rules=rules, rounding=rounding)
+        copy = emulate(variant, folder / "e.onnx", like=folder / "b/model.fp32.onnx")
+        want = np.maximum(seen @ w["w1"] + w["b1"], 0) @ w["w2"]
+        with OnnxRuntimeRunner(copy, optimize=False) as runner:
+            errors[rounding] = np.square(runner.infer({"x": seen})["y"] - want).sum()
+    assert errors[None] < 0.8 * errors["rtn"]
+
+
 @pytest.mark.parametrize("half", ["fp16", "bf16"])
 def test_fp4_blocks_hold_the_nearest_of_sixteen_values(tmp_path: Path, half: str) -> None:
     rules = [{"op_type": "MatMul", "precision": "fp4"}]

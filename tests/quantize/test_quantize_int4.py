@@ -145,9 +145,10 @@ def test_smaller_blocks_reach_the_graph_and_the_size(tmp_path: Path) -> None:
     assert expected_bytes(model, plan_) == 192 * 64 // 2 + 3 * 64 * 4
 
 
-def test_no_calibration_data_is_needed_to_round_to_nearest(tmp_path: Path) -> None:
+def test_no_calibration_data_is_needed_to_round_to_nearest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, _ = three(tmp_path / "m.onnx")
     result = build(parse(recipe(path)), tmp_path / "b")
+    assert "Four-bit weights are rounded to nearest" in caplog.text
     assert result.exit_code == 0
     assert result.report is not None
     assert result.report["targets"]["cpu"]["status"] == "built"
