@@ -215,7 +215,7 @@ class PolicyConfig(Section):
     block_size: Literal[32, 64, 128] = 128
     """How many INT4 weights along the summed axis share one scale; TensorRT takes 64 and 128. FP4's blocks hold 16."""
     rounding: Literal["rtn", "gptq"] | None = None
-    """How weights of MatMul and Gemm are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again. If not given, GPTQ for variants with INT4 or FP4 weights where there is calibration data, to nearest otherwise."""
+    """How weights of MatMul, Gemm and Conv are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again. If not given, and with calibration data, GPTQ for variants with INT4 or FP4 weights and for networks with depthwise convolutions; to nearest otherwise."""
     fallback: bool = False
     """A target that lacks a precision gets the nearest that it has (FP8 becomes INT8 on an A100), with a notice; an error if not."""
     half: Literal["fp16", "bf16"] = "fp16"

@@ -15,7 +15,7 @@ from pipeline.errors import ModelError, PipelineError, StoreError
 from pipeline.graph.compare import compare
 from pipeline.graph.passes.check_weights import CheckWeights
 from pipeline.graph.passes.convert_opset import ConvertOpset, opset
-from pipeline.graph.passes.fold_batchnorm import FoldBatchNorm
+from pipeline.graph.passes.fold_affine import FoldAffine
 from pipeline.graph.passes.fold_constants import FoldConstants
 from pipeline.graph.passes.fold_shapes import FoldShapes
 from pipeline.graph.passes.fuse_gelu import FuseGelu
@@ -49,7 +49,7 @@ ROUND: tuple[type[GraphPass], ...] = (
     MergeDuplicates,
     RemoveUnused,
 )
-FUSE: tuple[type[GraphPass], ...] = (FoldBatchNorm, FuseLayerNorm, FuseGelu, RemoveUnused)
+FUSE: tuple[type[GraphPass], ...] = (FoldAffine, FuseLayerNorm, FuseGelu, RemoveUnused)
 FINISH: tuple[type[GraphPass], ...] = (ShareInitializers, MergeDuplicates, RemoveUnused, UnsealOutputs, SortNodes)
 
 

@@ -20,8 +20,8 @@ def fake_quantize(values: F32, limits: Range, spec: QuantSpec) -> F32:
 
 
 def fake_quantize_weight(weight: F32, spec: QuantSpec) -> F32:
-    """Return a weight ``[in, out]`` after Q and DQ with a symmetric scale for each output channel."""
-    scale = np.maximum(np.abs(weight).max(axis=0) / np.float32(spec.dtype.qmax), np.float32(1e-30))
+    """Return a weight ``[..., in, out]`` after Q and DQ with a symmetric scale for each output channel."""
+    scale = np.maximum(np.abs(weight).max(axis=-2, keepdims=True) / np.float32(spec.dtype.qmax), np.float32(1e-30))
     found: F32 = nearest(weight / scale, spec.dtype) * scale
     return found
 

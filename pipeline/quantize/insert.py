@@ -110,32 +110,39 @@ class Inserter:
         value = node.inputs[what.weight]
         assert value is not None
         activation = self.scales.get((node.name or "", 0), np.ones((), np.float32))
-        bias = node.inputs[what.bias] if what.bias is not None else None
         scale_dtype = self.scale_dtype(value)
-        quantize_bias = (
+        # ONNX Runtime fuses Conv and Gemm only with a bias in the accumulator's own scale.
+        integers = (
             self.plan.family == "cpu"
-            and bias is not None
-            and bias.const_value is not None
             and spec.block is None
             and np.dtype(scale_dtype) == np.float32  # the product of two FP16 scales would not be exact
-            and _along_channels(node, bias, value, what.channel_axis)
         )
-        floor = _bias_floor(bias, activation) if quantize_bias and bias is not None else None
-        weight = self.rounded.get(node.name or "") or round_to_nearest(
-            value, spec, axis=what.channel_axis, scale_dtype=scale_dtype, min_scale=floor
-        )
+        weight = self.rounded.get(node.name or "")
+        correction = weight.correction if weight is not None else None
+        if weight is not None and correction is not None:
+            bias = _channel_bias(node, value, what.channel_axis) if integers else None
+            reach = np.abs(correction) + (_magnitude(bias) if bias is not None else 0)
+            if bias is not None and np.any(weight.scale < _bias_floor(reach, activation)):
+                weight = None
+            else:
+                self._correct(node, correction)
+        bias = _channel_bias(node, value, what.channel_axis) if integers else None
+        if weight is None:
+            floor = _bias_floor(_magnitude(bias), activation) if bias is not None else None
+            weight = round_to_nearest(value, spec, axis=what.channel_axis, scale_dtype=scale_dtype, min_scale=floor)
         key = (value.name or "", weight.scale.tobytes(), weight.axis)
         if key not in self.weights:
             self.weights[key] = self._dequantized(value, weight.tensor, weight.scale, weight.axis, weight.block)
         node.replace_input_with(what.weight, self.weights[key])
-        if weight.correction is not None:
-            self._correct(node, weight.correction)
-        if quantize_bias and bias is not None and what.bias is not None:
+        if bias is not None:
             scale = np.maximum(weight.scale * activation, np.finfo(np.float32).smallest_normal)
-            node.replace_input_with(what.bias, self._bias(bias, scale))
+            node.replace_input_with(2, self._bias(bias, scale))
 
     def _correct(self, node: ir.Node, correction: Array) -> None:
-        """Add a constant to a GEMM's output: in its bias, in the Add behind it, or with an Add of its own."""
+        """Add a constant to each output channel: in the node's bias, in the Add behind it, or with an Add of its own."""
+        output = node.outputs[0]
+        dtype = output.dtype.numpy() if output.dtype is not None else np.dtype(np.float32)
+        added = correction.astype(dtype)
         place = output_bias(node, len(correction))
         if place is not None:
             old = place[0].inputs[place[1]]
@@ -145,9 +152,11 @@ class Inserter:
             summed = (values.astype(np.float32) + correction).astype(values.dtype)
             place[0].replace_input_with(place[1], self.constant(f"{old.name}_corrected", summed))
             return
-        output = node.outputs[0]
-        dtype = output.dtype.numpy() if output.dtype is not None else np.dtype(np.float32)
-        constant = self.constant(f"{node.name}_correction", correction.astype(dtype))
+        constant = self.constant(f"{node.name}_correction", added)
+        if node.op_type == "Conv":
+            node.resize_inputs(3)
+            node.replace_input_with(2, constant)
+            return
         add = self.node("Add", [output, constant], f"{node.name}/correction/Add")
         name, result = output.name, add.outputs[0]
         output.name = self._free(f"{name}_uncorrected")
@@ -280,22 +289,24 @@ class Inserter:
             del self.graph.initializers[name]
 
 
-def _along_channels(node: ir.Node, bias: ir.Value, weight: ir.Value, axis: int | None) -> bool:
-    """Return whether a bias has one value for each output channel: a Gemm's may be a scalar, a column or a matrix."""
-    shape = bias.shape.numpy() if bias.shape is not None else ()
-    channels = None if axis is None or weight.shape is None else weight.shape[axis]
+def _channel_bias(node: ir.Node, weight: ir.Value, axis: int | None) -> ir.Value | None:
+    """Return a Conv's or Gemm's own constant bias if it has one value for each output channel.
+
+    A Gemm's may be a scalar, a column or a matrix. A transposed convolution has no integer kernel, so its bias stays exact.
+    """
+    bias = node.inputs[2] if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2 else None
+    if bias is None or bias.const_value is None or axis is None or weight.shape is None:
+        return None
     beta = node.attributes.get("beta")
-    # A transposed convolution has no integer kernel, so its bias stays as exact as it is.
-    return (
-        node.op_type != "ConvTranspose"
-        and len(shape) == 1
-        and channels == shape[0]
-        and (beta is None or beta.as_float() == 1.0)
-    )
+    along = tuple(bias.const_value.shape.numpy()) == (weight.shape[axis],)
+    return bias if along and (beta is None or beta.as_float() == 1.0) else None
 
 
-def _bias_floor(bias: ir.Value, activation: Array) -> Array:
-    """Return the smallest weight scale per channel for which the int32 bias does not overflow."""
+def _magnitude(bias: ir.Value) -> Array:
     assert bias.const_value is not None
-    magnitude = np.abs(bias.const_value.numpy().astype(np.float64)).reshape(-1)
+    return np.abs(bias.const_value.numpy().astype(np.float64)).reshape(-1)
+
+
+def _bias_floor(magnitude: Array, activation: Array) -> Array:
+    """Return the smallest weight scale per channel for which an int32 bias of this magnitude does not overflow."""
     return (magnitude / (float(activation) * 2.0**30)).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Moments of GEMM inputs, ``X^T X`` and sums, added up over calibration batches in memory that does not grow with them."""
+"""Moments of what GEMMs and convolutions multiply, ``X^T X`` and sums, in memory that does not grow with the batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,22 @@ import onnx
 import onnx_ir as ir
 
 from pipeline import model as models
+from pipeline.quantize.products import Reading
 from pipeline.session import run, session
 from pipeline.types import Array, Feeds
 
 F64 = npt.NDArray[np.float64]
 
+POSITIONS = 256
+"""Output positions of a convolution that are seen of each sample, evenly spread: neighbours are much alike."""
+
 
 class Tap:
-    """Runs a float model and yields some of its tensors, one row a position, padding left out.
+    """Runs a float model and yields some of its tensors.
 
     Args:
         path: The model.
-        tensors: Tensors of the main graph whose last axis is the channel.
+        tensors: Tensors of the main graph.
         mask: The input that is 0 at padding, ``[batch, positions]``.
         threads: Threads for ONNX Runtime; 0 is one per core.
     """
@@ -39,27 +43,24 @@ class Tap:
         assert isinstance(serialized, onnx.ModelProto)
         self.session = session(serialized.SerializeToString(), threads=threads, folder=path.parent, made_from=path)
 
-    def rows(self, feed: Feeds) -> Iterator[tuple[str, Array]]:
-        """Yield every tensor's rows for one batch, ``[rows, channels]``."""
+    def arrays(self, feed: Feeds) -> Iterator[tuple[str, Array, Array | None]]:
+        """Yield every tensor's name and values for one batch, and the mask, 0 at padding."""
         found = dict(feed)
         if self.computed:  # without a name ONNX Runtime would return every output
             found |= zip(self.computed, run(self.session, self.computed, dict(feed)), strict=True)
         mask = feed.get(self.mask) if self.mask else None
         for tensor in self.tensors:
-            array = found[tensor]
-            if mask is not None and array.ndim >= 3 and array.shape[:2] == mask.shape:
-                array = array[mask != 0]
-            yield tensor, array.reshape(-1, array.shape[-1])
+            yield tensor, found[tensor], mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """First and second moments of a GEMM's input.
+    """First and second moments of what a node multiplies, for each group of its channels.
 
     Attributes:
         count: Rows seen.
-        total: Their sum, float64 ``[channels]``.
-        gram: ``X^T X``, float64 ``[channels, channels]``.
+        total: Their sum, float64 ``[groups, products summed]``.
+        gram: ``X^T X``, float64 ``[groups, products summed, products summed]``.
     """
 
     count: int
@@ -68,29 +69,39 @@ class Moments:
 
     @property
     def mean(self) -> F64:
-        """Return the mean row, ``[channels]``."""
+        """Return the mean row of each group."""
         return self.total / max(self.count, 1)
 
     @property
     def centred(self) -> F64:
-        """Return ``X^T X`` of the rows less their mean, ``[channels, channels]``."""
-        found: F64 = self.gram - np.outer(self.total, self.total) / max(self.count, 1)
+        """Return ``X^T X`` of the rows less their mean."""
+        found: F64 = self.gram - self.total[:, :, None] * self.total[:, None] / max(self.count, 1)
         return found
 
 
-def second_moments(tap: Tap, data: Iterable[Feeds]) -> dict[str, Moments]:
-    """Return the moments of every tensor over all batches.
+def second_moments(
+    tap: Tap, data: Iterable[Feeds], readings: Mapping[str, Sequence[Reading]]
+) -> dict[tuple[str, Reading], Moments]:
+    """Return the moments of every tensor over all batches, for each way in which it is read.
 
     Each batch's product is computed in float32 (its sums are short) and added in float64.
     """
-    found: dict[str, Moments] = {}
+    found: dict[tuple[str, Reading], Moments] = {}
     for feed in data:
-        for tensor, array in tap.rows(feed):
-            values = array.astype(np.float32)
-            gram, total = (values.T @ values).astype(np.float64), values.sum(axis=0, dtype=np.float64)
-            old = found.get(tensor)
-            if old is None:
-                found[tensor] = Moments(count=len(values), total=total, gram=gram)
-            else:
-                found[tensor] = Moments(count=old.count + len(values), total=old.total + total, gram=old.gram + gram)
+        for tensor, array, mask in tap.arrays(feed):
+            for reading in readings[tensor]:
+                limit = None if reading.window is None else POSITIONS * len(array)
+                new = _moments(reading.rows(array, mask, limit))
+                old = found.get((tensor, reading))
+                found[tensor, reading] = new if old is None else _added(old, new)
     return found
+
+
+def _moments(rows: npt.NDArray[np.float32]) -> Moments:
+    # A single matrix with its own transpose costs half.
+    gram = (rows[0].T @ rows[0])[None] if len(rows) == 1 else rows.transpose(0, 2, 1) @ rows
+    return Moments(count=rows.shape[1], total=rows.sum(axis=1, dtype=np.float64), gram=gram.astype(np.float64))
+
+
+def _added(old: Moments, new: Moments) -> Moments:
+    return Moments(count=old.count + new.count, total=old.total + new.total, gram=old.gram + new.gram)

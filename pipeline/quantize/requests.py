@@ -40,8 +40,8 @@ def requests(model: ir.Model, roles: dict[str, NodeRole], policies: Mapping[str,
     found = [Request(tensor=t) for t in tensors]
     smoothed = {f: p for f, p in policies.items() if smoothing_for(p) != "off"}
     plans = [plan(model, roles, p, f) for f, policy in smoothed.items() for p in (_everything(model), policy)]
-    channels = dict.fromkeys(g.tensor for made in plans for g in groups(model, made))
-    found += [Request(tensor=t, statistic="channel_range") for t in channels]
+    channels = dict.fromkeys((g.tensor, g.axis) for made in plans for g in groups(model, made))
+    found += [Request(tensor=t, statistic="channel_range", axis=axis) for t, axis in channels]
     return tuple(found)
 
 

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from pipeline import model as models
-from pipeline.graph.operands import Operands, operands
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.fake import nearest
 from pipeline.quantize.gptq import gptq, refine
 from pipeline.quantize.moments import F64, Moments, Tap, second_moments
+from pipeline.quantize.products import Product, Reading, product
 from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, block_scales, channel_scales, lowest
 from pipeline.types import Feeds, Progress, QuantDType, QuantSpec, silent
 
@@ -52,10 +52,9 @@ def round_weights(
     options: RoundingOptions = RoundingOptions(),
     progress: Progress = silent,
 ) -> int:
-    """Write every quantized MatMul and Gemm weight of ``plan``, rounded by GPTQ; return how many.
+    """Write every quantized MatMul, Gemm and Conv weight of ``plan``, rounded by GPTQ; return how many.
 
-    A weight that several nodes read, or a Gemm's on the CPU (its bias is stored in the weight's scale, which depends on
-    the activation's) stays with round-to-nearest.
+    A weight that several nodes read stays with round-to-nearest.
 
     Args:
         path: The float model.
@@ -71,14 +70,17 @@ def round_weights(
     index: dict[str, str] = {}
     scale_dtype = plan.scale_dtype
     for part in _parts(wanted, options.memory_bytes):
-        tap = Tap(path, list(part), mask=options.mask, threads=options.threads)
-        moments = second_moments(tap, data)
-        for tensor, nodes in part.items():
-            seen = moments.pop(tensor)
-            for node, what, spec in nodes:
+        tap = Tap(path, list(dict.fromkeys(tensor for tensor, _ in part)), mask=options.mask, threads=options.threads)
+        readings: dict[str, list[Reading]] = {}
+        for tensor, reading in part:
+            readings.setdefault(tensor, []).append(reading)
+        moments = second_moments(tap, data, readings)
+        for key, products in part.items():
+            seen = moments.pop(key)
+            for found, spec in products:
                 file = f"{len(index):05}.npz"
-                index[node.name or ""] = file
-                _round((node, what, spec), seen, folder / file, scale_dtype)
+                index[found.node.name or ""] = file
+                _round(found, spec, seen, folder / file, scale_dtype)
                 progress("round", len(index), sum(map(len, wanted.values())))
     (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return len(index)
@@ -107,75 +109,68 @@ def read_index(folder: Path) -> dict[str, str]:
     return found
 
 
-_Nodes = dict[str, list[tuple[ir.Node, Operands, QuantSpec]]]
+_Wanted = dict[tuple[str, Reading], list[tuple[Product, QuantSpec]]]
+
+MOST_TAPPED = 16
+"""Tensors read in one pass over the data: a batch of all of them is in memory at once."""
 
 
-def _wanted(model: ir.Model, plan: PrecisionPlan) -> _Nodes:
-    """Return the nodes to round by the tensor they read."""
+def _wanted(model: ir.Model, plan: PrecisionPlan) -> _Wanted:
+    """Return the products to round by the tensor they read and how they read it."""
     precisions = {n.node: n.precision for n in plan.quantized()}
     uses = Counter(v for n in model.graph.all_nodes() for v in n.inputs if v is not None and v.is_initializer())
-    found: _Nodes = {}
+    found: _Wanted = {}
     for node in model.graph:
-        what = operands(node)
-        precision = precisions.get(node.name or "")
-        if precision is None or what is None or what.weight is None:
+        precision, made = precisions.get(node.name or ""), product(node)
+        if precision is None or made is None or made.what.weight is None:
             continue
-        spec = plan.weight_spec(precision, what.weight_shape(node), what.channel_axis)
-        weight, value = node.inputs[what.weight], node.inputs[0]
-        biased = plan.family == "cpu" and what.bias is not None and spec.block is None
-        if node.op_type not in ("MatMul", "Gemm") or biased or weight is None or value is None or uses[weight] > 1:
-            continue
-        found.setdefault(value.name or "", []).append((node, what, spec))
+        spec = plan.weight_spec(precision, made.shape, made.what.channel_axis)
+        weight, value = node.inputs[made.what.weight], node.inputs[0]
+        if weight is not None and value is not None and uses[weight] == 1:
+            found.setdefault((value.name or "", made.reading), []).append((made, spec))
     return found
 
 
-def _parts(wanted: _Nodes, memory_bytes: int) -> Iterator[_Nodes]:
+def _parts(wanted: _Wanted, memory_bytes: int) -> Iterator[_Wanted]:
     """Yield the tensors whose second moments (and one batch's product) fit the memory together."""
-    part: _Nodes = {}
+    part: _Wanted = {}
     used = 0
-    for tensor, nodes in wanted.items():
-        size = 2 * 8 * _channels(*nodes[0][:2]) ** 2
-        if part and used + size > memory_bytes:
+    for key, products in wanted.items():
+        groups, summed = products[0][0].channels.shape
+        size = 2 * 8 * groups * summed**2
+        if part and (used + size > memory_bytes or len(part) == MOST_TAPPED):
             yield part
             part, used = {}, 0
-        part[tensor] = nodes
+        part[key] = products
         used += size
     if part:
         yield part
 
 
-def _channels(node: ir.Node, what: Operands) -> int:
-    assert what.weight is not None
-    weight = node.inputs[what.weight]
-    assert weight is not None
-    assert weight.shape is not None
-    return int(weight.shape.numpy()[1 - (what.channel_axis or 0)])
-
-
-def _round(place: tuple[ir.Node, Operands, QuantSpec], seen: Moments, file: Path, scale_dtype: npt.DTypeLike) -> None:
-    node, what, spec = place
-    assert what.weight is not None
-    assert what.channel_axis is not None
-    value = node.inputs[what.weight]
+def _round(made: Product, spec: QuantSpec, seen: Moments, file: Path, scale_dtype: npt.DTypeLike) -> None:
+    assert made.what.weight is not None
+    assert made.what.channel_axis is not None
+    value = made.node.inputs[made.what.weight]
     assert value is not None
-    assert value.const_value is not None
-    weight = models.read(value.const_value)
-    by_rows = weight if what.channel_axis == 1 else weight.T
-    gram = seen.centred
+    weights, grams = made.weight(), seen.centred
     if spec.block is None:
-        axis, scale = what.channel_axis, channel_scales(value, spec, what.channel_axis, scale_dtype)
-        steps = scale
+        axis, scale = made.what.channel_axis, channel_scales(value, spec, made.what.channel_axis, scale_dtype)
+        steps = scale.reshape(len(weights), 1, -1)
     else:
-        blocks = block_scales(by_rows, spec, np.diagonal(gram), scale_dtype)
-        axis, scale = 1 - what.channel_axis, blocks if what.channel_axis == 1 else blocks.T
-        steps = np.repeat(blocks, spec.block, axis=0)
+        blocks = block_scales(weights[0], spec, np.diagonal(grams[0]), scale_dtype)
+        axis, scale = 1 - made.what.channel_axis, blocks if made.what.channel_axis == 1 else blocks.T
+        steps = np.repeat(blocks, spec.block, axis=0)[None]
 
     def store(values: F64) -> F64:
         return _symmetric(values, spec.dtype)
 
-    found = refine(by_rows, gptq(by_rows, gram, steps, store), gram, steps, store)
-    correction = seen.mean @ (by_rows.astype(np.float64) - found * steps.astype(np.float64))
-    stored = (found if what.channel_axis == 1 else found.T).astype(IR_DTYPES[spec.dtype].numpy())
+    found = np.empty(weights.shape)
+    correction = np.empty((len(weights), weights.shape[2]))
+    for group, (weight, gram, step) in enumerate(zip(weights, grams, steps, strict=True)):
+        found[group] = refine(weight, gptq(weight, gram, step, store), gram, step, store)
+        lost = weight.astype(np.float64) - found[group] * step.astype(np.float64)
+        correction[group] = seen.mean[group] @ lost
+    stored = made.stored(found).astype(IR_DTYPES[spec.dtype].numpy())
     with file.open("wb") as stream:
         np.savez(
             stream,
@@ -183,7 +178,7 @@ def _round(place: tuple[ir.Node, Operands, QuantSpec], seen: Moments, file: Path
             weight=np.ascontiguousarray(stored).view(np.uint8),
             scale=np.ascontiguousarray(scale),
             axis=np.int64(axis),
-            correction=correction.astype(np.float32),
+            correction=correction.reshape(-1).astype(np.float32),
         )
 
 

@@ -15,8 +15,10 @@ import numpy as np
 import onnx_ir as ir
 
 from pipeline import model as models
-from pipeline.graph.operands import Operands, operands, output_bias
-from pipeline.quantize.smoothing import F32, Smoothing, rows_by_channel
+from pipeline.graph.operands import output_bias
+from pipeline.quantize.absorb import Absorption, Kind, Place, absorption
+from pipeline.quantize.products import Product, product
+from pipeline.quantize.smoothing import F32, Smoothing
 from pipeline.quantize.upstream import gain, is_norm, upstream
 from pipeline.types import Array
 
@@ -59,13 +61,14 @@ class _Applier:
         self, value: ir.Value, readers: list[ir.Node], adds: list[ir.Node], smoothing: Smoothing
     ) -> list[str]:
         """Smooth what the GEMMs read; residual adds that read the same tensor get it back behind the quantizer."""
+        axis = smoothing.group.axis
         alone = {r for r, _ in value.uses()} == {*readers, *adds} and not value.is_graph_output()
         changed = self._upstream(value, smoothing) if alone else ()
         if changed:
             smoothed = value
         else:
             steps = [("Sub", smoothing.shift)] if smoothing.shifted else []
-            smoothed = self._elementwise(value, [*steps, ("Mul", _inverse(smoothing.scale))], "smoothing")
+            smoothed = self._elementwise(value, [*steps, ("Mul", _inverse(smoothing.scale))], "smoothing", axis)
             for node in readers:
                 node.replace_input_with(0, smoothed)
         if smoothing.outliers:
@@ -73,7 +76,7 @@ class _Applier:
                 self._beside(node, smoothed, smoothing.outliers)
         if adds:
             steps = [("Add", smoothing.shift)] if smoothing.shifted else []
-            restored = self._elementwise(smoothed, [("Mul", smoothing.scale), *steps], "restoring")
+            restored = self._elementwise(smoothed, [("Mul", smoothing.scale), *steps], "restoring", axis)
             for node in adds:
                 node.replace_input_with(list(node.inputs).index(value), restored)
         return [*changed] if changed else [smoothed.name or ""]
@@ -83,6 +86,9 @@ class _Applier:
         maker = value.producer()
         if maker is None:
             return ()
+        if smoothing.group.axis == 1:
+            found = absorption(value, len(smoothing.scale), shifted=smoothing.shifted)
+            return self._absorb(found, value, smoothing) if found is not None else ()
         if is_norm(maker):
             self._into_norm(maker, smoothing)
             return (value.name or "",)
@@ -96,11 +102,12 @@ class _Applier:
         self._into_projection(source.gemm, smoothing)
         return tuple(v.name or "" for v in (*source.changed, value))
 
-    def _elementwise(self, value: ir.Value, steps: list[tuple[str, F32]], what: str) -> ir.Value:
+    def _elementwise(self, value: ir.Value, steps: list[tuple[str, F32]], what: str, axis: int) -> ir.Value:
         """Put elementwise nodes with a constant for each channel behind ``value`` and return what the last one makes."""
         new, current = [], value
         for kind, operand in steps:
-            constant = self._constant(f"{value.name}_{what}_{kind}", operand, value)
+            along = operand if axis == -1 else operand.reshape(-1, *[1] * (len(value.shape or ()) - 2))
+            constant = self._constant(f"{value.name}_{what}_{kind}", along, value)
             node = ir.node(kind, [current, constant], name=self._free(f"{value.name}/{what}/{kind}"))
             current = node.outputs[0]
             current.name = self._free(f"{value.name}_{what}_{kind}_output")
@@ -137,9 +144,8 @@ class _Applier:
     def _into_projection(self, gemm: ir.Node, smoothing: Smoothing) -> None:
         """Give a GEMM's output channels the shift and scale: ``(x @ W + b - z) / s``."""
         inverse = _inverse(smoothing.scale)
-        what = operands(gemm)
-        assert what is not None
-        self._scaled(gemm, what, inverse if what.channel_axis == 1 else inverse[:, None])
+        made = _product(gemm)
+        self._scaled(made, made.by_output(inverse))
         place = output_bias(gemm, len(inverse))
         if place is not None:
             bias = place[0].inputs[place[1]]
@@ -150,18 +156,60 @@ class _Applier:
         elif smoothing.shifted:
             self._behind(gemm, -smoothing.shift * inverse)
 
-    def _weight(self, node: ir.Node, smoothing: Smoothing) -> None:
-        what = operands(node)
-        assert what is not None
-        assert what.weight is not None
-        if smoothing.shifted:
-            self._behind(node, smoothing.shift @ rows_by_channel(node))
-        self._scaled(node, what, smoothing.scale if what.channel_axis == 0 else smoothing.scale[:, None])
+    def _absorb(self, found: Absorption, value: ir.Value, smoothing: Smoothing) -> tuple[str, ...]:
+        """Let the constants in front of a convolution take scale and shift in; the shift ends at the first summand."""
+        shift = smoothing.shift
+        for place in found.places:
+            self._into(place, smoothing.scale, shift)
+            shift = np.zeros_like(shift)
+        return tuple(v.name or "" for v in (*reversed(found.between), value))
 
-    def _scaled(self, node: ir.Node, what: Operands, scale: Array) -> None:
+    def _into(self, place: Place, scale: F32, shift: F32) -> None:
+        node, inverse = place.node, _inverse(scale)
+        if place.kind is Kind.CONVOLUTION:
+            made = _product(node)
+            self._scaled(made, made.by_output(inverse))
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            if bias is not None or shift.any():
+                old = (
+                    bias.const_value.numpy()
+                    if bias is not None and bias.const_value is not None
+                    else np.zeros_like(shift)
+                )
+                node.resize_inputs(3)
+                name = f"{node.name}_smoothed_bias"
+                node.replace_input_with(2, self._constant(name, (old - shift) * inverse, node.inputs[1]))
+            return
+        value, output = node.inputs[place.index], node.outputs[0]
+        assert value is not None
+        rank = len(output.shape) if output.shape is not None else 4
+        along = (-1, *[1] * (rank - 2))
+        if place.kind is Kind.SMALL:
+            factor = self._constant(f"{value.name}_smoothing_factor", inverse.reshape(along), output)
+            mul = ir.node("Mul", [value, factor], name=self._free(f"{value.name}/smoothing/Mul"))
+            mul.outputs[0].name = self._free(f"{value.name}_smoothing_output")
+            mul.outputs[0].shape, mul.outputs[0].type = value.shape, value.type
+            node.replace_input_with(place.index, mul.outputs[0])
+            self.graph.insert_before(node, [mul])
+            return
+        assert value.const_value is not None
+        old = value.const_value.numpy().reshape(-1)
+        by = scale if place.kind is Kind.DIVISOR else inverse
+        moved = (old - shift) * by if place.kind is Kind.SUMMAND else old * by
+        node.replace_input_with(place.index, self._constant(f"{value.name}_smoothed", moved.reshape(along), value))
+
+    def _weight(self, node: ir.Node, smoothing: Smoothing) -> None:
+        made = _product(node)
+        if smoothing.shifted:
+            weight, shifts = made.weight(), smoothing.shift[made.channels]
+            self._behind(node, (shifts[:, None] @ weight).reshape(-1))
+        self._scaled(made, made.by_channel(smoothing.scale))
+
+    def _scaled(self, made: Product, scale: Array) -> None:
         """Multiply a weight by ``scale`` while it is saved."""
-        assert what.weight is not None
-        value = node.inputs[what.weight]
+        node, index = made.node, made.what.weight
+        assert index is not None
+        value = node.inputs[index]
         assert value is not None
         source = value.const_value
         assert source is not None
@@ -174,7 +222,7 @@ class _Applier:
         lazy = ir.LazyTensor(smoothed, dtype=source.dtype, shape=ir.Shape(source.shape.numpy()), name=name)
         new = ir.Value(name=name, shape=value.shape, type=value.type, const_value=lazy)
         self.graph.register_initializer(new)
-        node.replace_input_with(what.weight, new)
+        node.replace_input_with(index, new)
 
     def _behind(self, node: ir.Node, constant: F32) -> None:
         """Add the shift's share of the product to the GEMM's output: to a bias that is there, or with an Add of its own."""
@@ -187,6 +235,10 @@ class _Applier:
             place[0].replace_input_with(place[1], self._constant(f"{bias.name}_shifted", summed, bias))
             return
         output = node.outputs[0]
+        if node.op_type == "Conv":
+            node.resize_inputs(3)
+            node.replace_input_with(2, self._constant(f"{node.name}_smoothing_bias", constant, output))
+            return
         add = ir.node(
             "Add",
             [output, self._constant(f"{node.name}_smoothing_bias", constant, output)],
@@ -197,31 +249,30 @@ class _Applier:
 
     def _beside(self, node: ir.Node, smoothed: ir.Value, outliers: tuple[int, ...]) -> None:
         """Compute the products of some channels in high precision: zero in the GEMM's weight, added to its output."""
-        what = operands(node)
-        assert what is not None
-        weight = rows_by_channel(node)
+        made = _product(node)
+        weight = made.weight()[0]
         rows, channels = weight[list(outliers)], len(weight)
         mask = np.ones(channels, np.float32)
         mask[list(outliers)] = 0
-        self._scaled(node, what, mask if what.channel_axis == 0 else mask[:, None])
+        self._scaled(made, made.by_channel(mask))
         base = f"{node.name}/outliers"
         picked = self._constant(f"{base}_channels", np.asarray(outliers, np.int64), dtype=np.dtype(np.int64))
         gather = ir.node("Gather", [smoothed, picked], attributes={"axis": -1}, name=self._free(f"{base}/Gather"))
         factor = self._constant(f"{base}_weight", rows[0] if len(outliers) == 1 else rows, smoothed)
         kind = "Mul" if len(outliers) == 1 else "MatMul"
-        product = ir.node(kind, [gather.outputs[0], factor], name=self._free(f"{base}/{kind}"))
+        beside = ir.node(kind, [gather.outputs[0], factor], name=self._free(f"{base}/{kind}"))
         place = output_bias(node, rows.shape[1])
         last = place[0] if place is not None else node
         output = last.outputs[0]
-        add = ir.node("Add", [output, product.outputs[0]], name=self._free(f"{base}/Add"))
+        add = ir.node("Add", [output, beside.outputs[0]], name=self._free(f"{base}/Add"))
         self._take_over(output, add)
-        for made, name in ((gather, "Gather"), (product, kind)):
-            made.outputs[0].name = self._free(f"{base}_{name}_output")
-            made.outputs[0].type = output.type
-        product.outputs[0].shape = output.shape
+        for new, name in ((gather, "Gather"), (beside, kind)):
+            new.outputs[0].name = self._free(f"{base}_{name}_output")
+            new.outputs[0].type = output.type
+        beside.outputs[0].shape = output.shape
         if smoothed.shape is not None:
             gather.outputs[0].shape = ir.Shape([*smoothed.shape.dims[:-1], len(outliers)])
-        self.graph.insert_after(last, [gather, product, add])
+        self.graph.insert_after(last, [gather, beside, add])
 
     def _take_over(self, output: ir.Value, add: ir.Node) -> None:
         """Let the sum have the name and the readers of one of its terms, for graph outputs and whoever looks it up."""
@@ -254,6 +305,12 @@ class _Applier:
             candidate, number = f"{name}_{number}", number + 1
         self.names.add(candidate)
         return candidate
+
+
+def _product(node: ir.Node) -> Product:
+    found = product(node)
+    assert found is not None  # only such nodes are smoothed
+    return found
 
 
 def _inverse(scale: F32) -> F32:

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from pipeline import model as models
-from pipeline.graph.operands import operands
-from pipeline.policy.plan import Format, PrecisionPlan
+from pipeline.policy.plan import Format, NodePlan, PrecisionPlan
+from pipeline.quantize.absorb import absorption
 from pipeline.quantize.fake import fake_quantize, fake_quantize_weight
+from pipeline.quantize.products import Product, product
 from pipeline.types import Precision, QuantDType, Range, Role
 
 F32 = npt.NDArray[np.float32]
@@ -41,6 +41,8 @@ MOST_APART = (1, 2, 4)
 """How many channels are tried apart: the builder unrolls so few into the next elementwise kernel; eight are a GEMM."""
 WORTH_APART = 0.8
 """A product beside the GEMM reads the float tensor again, so it must bring the squared error below this share."""
+WORTH_EXPLICIT = 0.7
+"""What a convolution's Mul must bring it below where nothing absorbs it: it writes a whole feature map."""
 WEIGHT_COST = 2.0
 """What a weight's rounding counts against an activation's, which differs from token to token and averages out in attention."""
 _TINY = np.float32(1e-5)
@@ -54,20 +56,24 @@ class ChoiceOptions:
         alphas: What to try.
         forced: Take the best of ``alphas`` even where none gains anything.
         apart: A few channels may be multiplied in high precision beside the GEMM.
+        shifts: Channels may be shifted: nothing reads zeros from beside the tensor.
+        worth: The share of the plain squared error that smoothing must stay below.
     """
 
     alphas: Sequence[float] = ALPHAS
     forced: bool = False
     apart: bool = False
+    shifts: bool = True
+    worth: float = WORTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The quantized GEMMs that read one tensor, and so share its scales.
+    """The quantized GEMMs or convolutions that read one tensor, and so share its scales.
 
     Attributes:
-        tensor: The activation, ``[..., channels]``.
-        nodes: Names of the MatMul and Gemm nodes, in graph order.
+        tensor: The activation, ``[..., channels]``, or ``[batch, channels, ...]`` of convolutions.
+        nodes: Names of the MatMul and Gemm, or of the Conv nodes, in graph order.
         precision: What they compute in.
         adds: Quantized residual adds that read the tensor too: they get it back from the smoothed pair.
     """
@@ -76,6 +82,8 @@ class Group:
     nodes: tuple[str, ...]
     precision: Precision
     adds: tuple[str, ...] = ()
+    axis: int = -1
+    """The channel axis: -1, or 1 of convolutions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,54 +129,87 @@ def to_json(chosen: Sequence[Smoothing]) -> str:
 
 
 def groups(model: ir.Model, plan: PrecisionPlan) -> tuple[Group, ...]:
-    """Return the groups of quantized GEMMs with a constant weight, in graph order, one for each tensor they read.
+    """Return the groups of quantized nodes with a constant weight, in graph order, one for each tensor they read.
 
-    A tensor whose readers do not all compute in one precision, or whose channels are unknown, has no group.
+    A tensor whose readers do not all compute in one precision and along one axis has no group, nor has one of a
+    convolution's where smoothing would cost more than it may bring (:func:`_is_cheap`).
     """
     entries = {n.node: n for n in plan.quantized()}
-    found: dict[str, list[tuple[str, Precision]]] = {}
+    found: dict[str, list[tuple[Product, Precision]]] = {}
     adds: dict[str, list[str]] = {}
     for node in model.graph:
-        entry, what = entries.get(node.name or ""), operands(node)
+        entry, made = entries.get(node.name or ""), product(node)
         if entry is not None and entry.role is Role.RESIDUAL_ADD:
             for value in node.inputs:
                 adds.setdefault(value.name or "" if value is not None else "", []).append(entry.node)
-        if entry is None or what is None or what.weight is None or node.op_type not in ("MatMul", "Gemm"):
-            continue
-        if plan.formats[entry.precision].activations is None:
+        if entry is None or made is None or plan.formats[entry.precision].activations is None:
             continue
         value = node.inputs[0]
         assert value is not None
-        found.setdefault(value.name or "", []).append((entry.node, entry.precision))
-    return tuple(
-        Group(
+        found.setdefault(value.name or "", []).append((made, entry.precision))
+    made_groups = []
+    for tensor, readers in found.items():
+        group = Group(
             tensor=tensor,
-            nodes=tuple(n for n, _ in readers),
+            nodes=tuple(made.node.name or "" for made, _ in readers),
             precision=readers[0][1],
             adds=tuple(adds.get(tensor, ())) if plan.family != "cpu" else (),
+            axis=readers[0][0].channel_axis,
         )
-        for tensor, readers in found.items()
-        if len({p for _, p in readers}) == 1
-    )
+        alike = len({(precision, made.channel_axis) for made, precision in readers}) == 1
+        if alike and (group.axis == -1 or _is_cheap(group, readers[0][0], plan, entries)):
+            made_groups.append(group)
+    return tuple(made_groups)
 
 
-def rows_by_channel(node: ir.Node) -> F32:
-    """Return a GEMM's weight as ``[channels in, channels out]``, float32."""
-    what = operands(node)
-    assert what is not None
-    assert what.weight is not None
-    value = node.inputs[what.weight]
+def absorbable(value: ir.Value, group: Group, channels: int, *, shifted: bool) -> bool:
+    """Whether constants in front of a convolution's input take its scale in, because nobody else reads it."""
+    alone = {r.name for r, _ in value.uses()} == {*group.nodes} and not value.is_graph_output()
+    return alone and absorption(value, channels, shifted=shifted) is not None
+
+
+def _is_cheap(group: Group, reader: Product, plan: PrecisionPlan, entries: Mapping[str, NodePlan]) -> bool:
+    """Whether a convolution's input can be smoothed for nothing, or with a Mul that does not part what belongs together.
+
+    A residual add would have to undo the Mul, and where ONNX Runtime's convolution writes INT8 itself, the tensor would be
+    quantized before it.
+    """
+    value = reader.node.inputs[0]
     assert value is not None
-    assert value.const_value is not None
-    weight = models.read(value.const_value).astype(np.float32)
-    return weight if what.channel_axis == 1 else weight.T
+    if absorbable(value, group, reader.channels.max() + 1, shifted=False):
+        return True
+    if group.adds:
+        return False
+    maker = value.producer()
+    while maker is not None and maker.op_type in ("Relu", "Clip", "MaxPool"):
+        maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
+    return plan.family != "cpu" or maker is None or maker.name not in entries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one or more nodes of a group multiply.
+
+    Attributes:
+        samples: Some rows, float32 ``[groups, rows, products summed]``.
+        weight: float32 ``[groups, products summed, outputs]``.
+        channels: The tensor's channel that each row of the weight multiplies, ``[groups, products summed]``.
+    """
+
+    samples: F32
+    weight: F32
+    channels: npt.NDArray[np.int64]
+
+    @classmethod
+    def of_gemm(cls, samples: F32, weight: F32) -> Part:
+        """Return the part of GEMMs that read ``samples`` ``[rows, channels]``."""
+        return cls(samples=samples[None], weight=weight[None], channels=np.arange(len(weight))[None])
 
 
 def choose(
     group: Group,
     plan: PrecisionPlan,
-    weights: Sequence[F32],
-    samples: F32,
+    parts: Sequence[Part],
     extremes: tuple[F32, F32],
     *,
     options: ChoiceOptions = ChoiceOptions(),
@@ -178,37 +219,36 @@ def choose(
     Args:
         group: Who reads the tensor.
         plan: The formats.
-        weights: Each GEMM's weight, float32 ``[channels, outputs]``.
-        samples: Some rows of the activation, float32 ``[rows, channels]``.
+        parts: What they multiply.
         extremes: Smallest and largest value of every channel on all calibration data, float32 ``[channels]``.
         options: What to try, and how the weights will be rounded.
     """
     form = plan.formats[group.precision]
     assert form.activations is not None
-    weight = np.concatenate(weights, axis=1)
-    ones, zeros = np.ones(len(weight), np.float32), np.zeros(len(weight), np.float32)
-    trial = _Trial(samples, weight, extremes, form)
+    ones, zeros = np.ones(len(extremes[0]), np.float32), np.zeros(len(extremes[0]), np.float32)
+    trial = _Trial(parts, extremes, form)
     plain = sum(trial.errors(ones, zeros))
     unchanged = Smoothing(
         group=group, alpha=None, shifted=False, scale=ones, shift=zeros, error=plain, plain_error=plain
     )
     best = _best(unchanged, trial, options)
     if options.apart and form.activations.dtype in (QuantDType.INT8, QuantDType.UINT8):
-        for outliers in _outliers(extremes, weight):
+        for outliers in _outliers(extremes, trial.largest):
             found = _best(unchanged, trial, options, outliers)
             if found.error < WORTH_APART * best.error:
                 best = found
-    return best if options.forced or best.error <= WORTH * plain else unchanged
+    return best if options.forced or best.error <= options.worth * plain else unchanged
 
 
 def _best(unchanged: Smoothing, whole: _Trial, options: ChoiceOptions, outliers: tuple[int, ...] = ()) -> Smoothing:
     """Return the alpha and shift of least error, with the products of ``outliers`` left to high precision."""
-    kept = np.setdiff1d(np.arange(len(whole.weight)), outliers)
+    kept = np.setdiff1d(np.arange(len(whole.largest)), outliers)
     trial = whole.of(kept) if outliers else whole
-    kinds = range(3 if trial.activations.symmetric and trial.activations.dtype is QuantDType.INT8 else 1)
+    one_sided = trial.activations.symmetric and trial.activations.dtype is QuantDType.INT8
+    kinds = range(3 if one_sided and options.shifts else 1)
 
     def tried(alpha: float, kind: int) -> tuple[float, float, float, int, F32, F32]:
-        scale = _scale(trial.extremes, trial.weight, alpha)
+        scale = _scale(trial.extremes, trial.largest, alpha)
         shift = (np.zeros_like(scale), *_shifts(trial.extremes, scale))[kind]
         activation, weights = trial.errors(scale, shift)
         return activation + WEIGHT_COST * weights, activation + weights, alpha, kind, scale, shift
@@ -223,12 +263,12 @@ def _best(unchanged: Smoothing, whole: _Trial, options: ChoiceOptions, outliers:
     return replace(unchanged, alpha=alpha, shifted=kind > 0, scale=scale, shift=shift, error=error, outliers=outliers)
 
 
-def _outliers(extremes: tuple[F32, F32], weight: F32) -> list[tuple[int, ...]]:
+def _outliers(extremes: tuple[F32, F32], largest: F32) -> list[tuple[int, ...]]:
     """Return the sets of channels worth leaving out: those whose largest product stands far above the others'.
 
     Smoothing moves a large activation into its weights; a channel whose weights are large too has nowhere to go.
     """
-    products = np.maximum(-extremes[0], extremes[1]) * np.abs(weight).max(axis=1)
+    products = np.maximum(-extremes[0], extremes[1]) * largest
     order = np.argsort(-products, kind="stable")
     usual = min(np.quantile(products, 0.99), products[order[min(2 * MOST_APART[-1], len(order) - 1)]])
     far = int((products > APART * usual).sum())
@@ -245,15 +285,15 @@ def _with_outliers(extremes: tuple[F32, F32], kept: npt.NDArray[np.int64], scale
     return scales.astype(np.float32), shifts.astype(np.float32)
 
 
-def _scale(extremes: tuple[F32, F32], weight: F32, alpha: float) -> F32:
-    """Return ``s``, its geometric mean 1, so that neither side's values leave what FP16 holds.
+def _scale(extremes: tuple[F32, F32], weights: F32, alpha: float) -> F32:
+    """Return ``s`` of channels whose largest weights are ``weights``, its geometric mean 1, so that neither side's values leave what FP16 holds.
 
     Channels below the :data:`USUAL` quantile count as that large: the tensor's range is not theirs to make, and
     a maximum that calibration seldom saw would be scaled up to be cut off on other data.
     """
     largest = np.maximum(np.maximum(-extremes[0], extremes[1]), _TINY).astype(np.float64)
     largest = np.maximum(largest, np.quantile(largest, USUAL))
-    rows = np.maximum(np.abs(weight).max(axis=1), _TINY).astype(np.float64)
+    rows = np.maximum(weights, _TINY).astype(np.float64)
     logs = alpha * np.log(largest) - (1 - alpha) * np.log(rows)
     scale: F32 = np.exp(logs - logs.mean()).astype(np.float32)
     return scale
@@ -274,25 +314,33 @@ class _Trial:
     """The error of a group's outputs for one choice after the other: the activation's rounding, and the weights'."""
 
     def __init__(
-        self, samples: F32, weight: F32, extremes: tuple[F32, F32], form: Format, energy: float | None = None
+        self, parts: Sequence[Part], extremes: tuple[F32, F32], form: Format, energy: float | None = None
     ) -> None:
-        self.samples, self.weight, self.extremes, self.form = samples, weight, extremes, form
+        self.parts, self.extremes, self.form = parts, extremes, form
         assert form.activations is not None
         self.activations = form.activations
-        self.energy = max(_energy(samples @ weight), 1e-30) if energy is None else energy
+        self.energy = max(sum(_energy(p.samples @ p.weight) for p in parts), 1e-30) if energy is None else energy
+        self.largest = np.zeros(len(extremes[0]), np.float32)
+        """The largest weight of every channel."""
+        for part in parts:
+            np.maximum.at(self.largest, part.channels.reshape(-1), np.abs(part.weight).max(axis=2).reshape(-1))
 
     def of(self, kept: npt.NDArray[np.int64]) -> _Trial:
-        """Return the trial of some channels alone; errors stay relative to the whole output."""
+        """Return the trial of some channels of GEMMs alone; errors stay relative to the whole output."""
         low, high = self.extremes
-        return _Trial(self.samples[:, kept], self.weight[kept], (low[kept], high[kept]), self.form, self.energy)
+        parts = [Part.of_gemm(p.samples[0][:, kept], p.weight[0][kept]) for p in self.parts]
+        return _Trial(parts, (low[kept], high[kept]), self.form, self.energy)
 
     def errors(self, scale: F32, shift: F32) -> tuple[float, float]:
         """Return what the activation's and the weights' rounding cost, each over the output's energy."""
         low, high = ((e - shift) / scale for e in self.extremes)
         limits = Range(min=float(min(low.min(), 0.0)), max=float(max(high.max(), 0.0)))
-        moved, rows = (self.samples - shift) / scale, self.weight * scale[:, None]
-        activation = _energy((fake_quantize(moved, limits, self.activations) - moved) @ rows)
-        weights = _energy(moved @ (fake_quantize_weight(rows, self.form.weights) - rows))
+        activation = weights = 0.0
+        for part in self.parts:
+            scales, shifts = scale[part.channels], shift[part.channels]
+            moved, rows = (part.samples - shifts[:, None]) / scales[:, None], part.weight * scales[:, :, None]
+            activation += _energy((fake_quantize(moved, limits, self.activations) - moved) @ rows)
+            weights += _energy(moved @ (fake_quantize_weight(rows, self.form.weights) - rows))
         return activation / self.energy, weights / self.energy
 
 

@@ -12,12 +12,25 @@ import onnx_ir as ir
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.moments import Tap
-from pipeline.quantize.smoothing import ALPHAS, F32, ChoiceOptions, Group, Smoothing, choose, groups, rows_by_channel
+from pipeline.quantize.products import Product, Reading, product
+from pipeline.quantize.smoothing import (
+    ALPHAS,
+    F32,
+    WORTH,
+    WORTH_EXPLICIT,
+    ChoiceOptions,
+    Group,
+    Part,
+    Smoothing,
+    absorbable,
+    choose,
+    groups,
+)
 from pipeline.quantize.upstream import gain, is_norm
 from pipeline.types import Feeds, Progress, silent
 
 ROWS = 1024
-"""Rows of an activation that are kept."""
+"""Rows that are kept of what a node multiplies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +41,7 @@ class SearchOptions:
         alpha: The one exponent to use everywhere; ``None`` tries :data:`pipeline.quantize.smoothing.ALPHAS` and none.
         mask: The input that is 0 at padding; padding is left out.
         threads: Threads for ONNX Runtime; 0 is one per core.
-        memory_bytes: Activations held at once; more groups are searched in several passes over the samples.
+        memory_bytes: Rows held at once; more groups are searched in several passes over the samples.
     """
 
     alpha: float | None = None
@@ -60,18 +73,40 @@ def search(
     wanted = [g for g in groups(model, plan) if g.tensor in extremes and np.isfinite(extremes[g.tensor]).all()]
     forced = options.alpha is not None
     how = ChoiceOptions(alphas=ALPHAS if options.alpha is None else (options.alpha,), forced=forced)
+    products = {g.tensor: [_product(nodes[name]) for name in g.nodes] for g in wanted}
     chosen = []
-    for part in _parts(wanted, extremes, options.memory_bytes):
-        samples = _samples(path, [g.tensor for g in part], feeds, options)
+    for part in _parts(wanted, products, options.memory_bytes):
+        samples = _samples(path, {g.tensor: products[g.tensor] for g in part}, feeds, options)
         for group in part:
-            weights = [rows_by_channel(nodes[name]) for name in group.nodes]
-            found = choose(
-                group, plan, weights, samples.pop(group.tensor), extremes[group.tensor],
-                options=replace(how, apart=not forced and _may_part(nodes, group)),
+            chosen.append(
+                choose(
+                    group, plan, samples.pop(group.tensor), extremes[group.tensor],
+                    options=_options(how, nodes, group, products[group.tensor]),
+                )
             )  # fmt: skip
-            chosen.append(found)
             progress("smooth", len(chosen), len(wanted))
     return tuple(chosen)
+
+
+def _product(node: ir.Node) -> Product:
+    found = product(node)
+    assert found is not None  # groups have such nodes only
+    return found
+
+
+def _options(
+    how: ChoiceOptions, nodes: Mapping[str | None, ir.Node], group: Group, products: Sequence[Product]
+) -> ChoiceOptions:
+    """Return what may be tried for one group."""
+    if group.axis == -1:
+        return replace(how, apart=not how.forced and _may_part(nodes, group))
+    value = products[0].node.inputs[0]
+    assert value is not None
+    channels = int(products[0].channels.max()) + 1
+    unpadded = not any(p.reading.window is not None and p.reading.window.padded for p in products)
+    free = absorbable(value, group, channels, shifted=False)
+    shifts = unpadded and (not free or absorbable(value, group, channels, shifted=True))
+    return replace(how, shifts=shifts, worth=WORTH if free else WORTH_EXPLICIT)
 
 
 def _may_part(nodes: Mapping[str | None, ir.Node], group: Group) -> bool:
@@ -87,30 +122,49 @@ def _may_part(nodes: Mapping[str | None, ir.Node], group: Group) -> bool:
     return not is_norm(source) and gain(source) is None
 
 
+MOST_TAPPED = 16
+"""Feature maps read in one pass over the samples: a batch of all of them is in memory at once."""
+
+
 def _parts(
-    wanted: Sequence[Group], extremes: Mapping[str, tuple[F32, F32]], memory_bytes: int
+    wanted: Sequence[Group], products: Mapping[str, Sequence[Product]], memory_bytes: int
 ) -> Iterator[list[Group]]:
     """Yield the groups whose kept rows fit the memory together."""
     part: list[Group] = []
-    used = 0
+    used = maps = 0
     for group in wanted:
-        size = 4 * ROWS * len(extremes[group.tensor][0])
-        if part and used + size > memory_bytes:
+        size = 4 * ROWS * sum({p.reading: p.channels.size for p in products[group.tensor]}.values())
+        if part and (used + size > memory_bytes or maps == MOST_TAPPED):
             yield part
-            part, used = [], 0
+            part, used, maps = [], 0, 0
         part.append(group)
-        used += size
+        used, maps = used + size, maps + (group.axis == 1)
     if part:
         yield part
 
 
-def _samples(path: Path, tensors: Sequence[str], feeds: Sequence[Feeds], options: SearchOptions) -> dict[str, F32]:
-    """Return up to :data:`ROWS` rows of every tensor, float32 ``[rows, channels]``."""
-    tap = Tap(path, tensors, mask=options.mask, threads=options.threads)
-    kept: dict[str, list[F32]] = {t: [] for t in tensors}
+def _samples(
+    path: Path, products: Mapping[str, Sequence[Product]], feeds: Sequence[Feeds], options: SearchOptions
+) -> dict[str, list[Part]]:
+    """Return up to :data:`ROWS` rows of what is multiplied, with the weights of the nodes that read them alike."""
+    tap = Tap(path, list(products), mask=options.mask, threads=options.threads)
+    readings = {tensor: list(dict.fromkeys(p.reading for p in found)) for tensor, found in products.items()}
+    kept: dict[tuple[str, Reading], list[F32]] = {(t, r): [] for t, found in readings.items() for r in found}
     for feed in feeds:
-        for tensor, array in tap.rows(feed):
-            room = ROWS - sum(map(len, kept[tensor]))
-            if room > 0:
-                kept[tensor].append(array[:room].astype(np.float32))
-    return {tensor: np.concatenate(rows) for tensor, rows in kept.items()}
+        for tensor, array, mask in tap.arrays(feed):
+            for reading in readings[tensor]:
+                room = ROWS - sum(rows.shape[1] for rows in kept[tensor, reading])
+                limit = room if reading.window is None else min(room, -(-ROWS // len(feeds)))
+                if room > 0:
+                    kept[tensor, reading].append(reading.rows(array, mask, limit))
+    return {
+        tensor: [
+            Part(
+                samples=np.concatenate(kept[tensor, reading], axis=1),
+                weight=np.concatenate([p.weight() for p in found if p.reading == reading], axis=2),
+                channels=next(p.channels for p in found if p.reading == reading),
+            )
+            for reading in readings[tensor]
+        ]
+        for tensor, found in products.items()
+    }

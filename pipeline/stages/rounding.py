@@ -13,7 +13,7 @@ from pipeline.quantize.rounding import RoundingOptions, round_weights
 from pipeline.sources.export import Exported
 from pipeline.stages.run import Run, step
 from pipeline.stages.smoothing import FloatGraph
-from pipeline.types import CalibrationData, Precision
+from pipeline.types import CalibrationData, Precision, Role
 
 
 @step
@@ -22,7 +22,7 @@ def rounding(
 ) -> dict[str, Path]:
     """Folder of rounded weights of each family; families that round to nearest have none."""
     asked = run.recipe.policy.rounding
-    wanted = {name for name, made in plans.items() if asked == "gptq" or (asked is None and _of_four_bits(made))}
+    wanted = {name for name, made in plans.items() if asked == "gptq" or (asked is None and _gains(made))}
     if not wanted:
         return {}
     inputs = models.inputs(models.load(next(iter(floats.values())).path))
@@ -40,7 +40,7 @@ def rounding(
         if asked is None and data is None:
             notice(
                 "rounded-to-nearest",
-                "Four-bit weights are rounded to nearest; with --calibration DATA, GPTQ would round them for these inputs",
+                f"{_gains(made)} are rounded to nearest; with --calibration DATA, GPTQ would round them for these inputs",
                 where=name,
             )
             continue
@@ -71,5 +71,10 @@ def rounding(
     return found
 
 
-def _of_four_bits(made: PrecisionPlan) -> bool:
-    return Precision.INT4 in made.formats or Precision.FP4 in made.formats
+def _gains(made: PrecisionPlan) -> str:
+    """Return which weights GPTQ rounds unasked, because rounding to nearest costs much; ``""`` where it does not."""
+    if Precision.INT4 in made.formats or Precision.FP4 in made.formats:
+        return "Four-bit weights"
+    depthwise = any(n.role is Role.DEPTHWISE_CONV for n in made)
+    quantized = any(n.op_type == "Conv" for n in made.quantized())
+    return "Weights of a network with depthwise convolutions" if depthwise and quantized else ""

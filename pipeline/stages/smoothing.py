@@ -16,7 +16,7 @@ from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import smoothing_for
 from pipeline.quantize.smooth import apply
-from pipeline.quantize.smoothing import F32, by_tensor, groups, to_json
+from pipeline.quantize.smoothing import F32, Group, by_tensor, groups, to_json
 from pipeline.quantize.smoothing_search import SearchOptions, search
 from pipeline.recipe import Recipe
 from pipeline.sources.export import Exported
@@ -86,7 +86,7 @@ def smooth(
                 threads=run.recipe.threads,
                 memory_bytes=run.recipe.calibration.memory_mb << 20,
             )
-            extremes = _extremes(statistics, [g.tensor for g in groups(models.load(canonical.path), made)])
+            extremes = _extremes(statistics, groups(models.load(canonical.path), made))
             feeds = first_batches(data, TUNING_SAMPLES, inputs)
             chosen = search(canonical.path, made, extremes, feeds, options, run.progress)
             model = models.load(canonical.path)
@@ -131,10 +131,10 @@ def may_smooth(recipe: Recipe) -> bool:
     return recipe.policy.smooth is not None or (not foreign and recipe.calibration.data is not None)
 
 
-def _extremes(statistics: Statistics, tensors: Sequence[str]) -> dict[str, tuple[F32, F32]]:
+def _extremes(statistics: Statistics, wanted: Sequence[Group]) -> dict[str, tuple[F32, F32]]:
     """Return the range of every channel of the tensors that it was collected of."""
-    collected = {t: statistics.of(Request(t, "channel_range")) for t in tensors
-                 if Request(t, "channel_range") in statistics.requests}  # fmt: skip
+    requests = {g.tensor: Request(g.tensor, "channel_range", g.axis) for g in wanted}
+    collected = {t: statistics.of(r) for t, r in requests.items() if r in statistics.requests}
     return {t: (f.min, f.max) for t, f in collected.items() if isinstance(f, ChannelRange)}
 
 

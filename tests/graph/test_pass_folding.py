@@ -7,7 +7,7 @@ import onnx
 import onnx.numpy_helper
 import onnx_ir as ir
 import pytest
-from canonical_models import assert_same, canonical, ops, parse
+from canonical_models import assert_same, canonical, ops, parse, run_ort
 
 X = np.random.default_rng(5).standard_normal((2, 3, 8)).astype(np.float32)
 
@@ -145,3 +145,40 @@ def test_scalars_stay_scalars() -> None:
     )
     model = canonical(source)
     assert model.graph[0].inputs[1].const_value.shape == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("c = Conv(x, w)\n m = Mul(one, c)\n y = Add(m, one)", {"Conv": 1}),
+        ("c = Conv(x, w)\n m = Div(c, each)\n y = Sub(m, each)", {"Conv": 1}),
+        ("c = Conv<group = 3>(x, grouped)\n y = Mul(c, each)", {"Conv": 1}),
+        ("c = ConvTranspose<group = 3>(x, grouped)\n m = Mul(c, one)\n y = Add(each, m)", {"ConvTranspose": 1}),
+        ("c = Conv(x, w)\n b = BatchNormalization(c, s, s, s, s)\n y = Mul(b, one)", {"Conv": 1}),
+        ("c = Conv(x, w)\n a = Add(c, each)\n y = BatchNormalization(a, s, s, s, s)", {"Conv": 1}),
+        # what must stay
+        ("c = Conv(x, w)\n y = Div(one, c)", {"Conv": 1, "Div": 1}),
+        ("c = Conv(x, w)\n y = Sub(one, c)", {"Conv": 1, "Sub": 1}),
+        ("c = Conv(x, w)\n y = Mul(c, columns)", {"Conv": 1, "Mul": 1}),
+        ("c = Conv(x, w)\n y = Mul(c, c)", {"Conv": 1, "Mul": 1}),
+        ("c = Conv(x, w)\n m = Mul(c, one)\n y = Add(c, m)", {"Conv": 1, "Mul": 1, "Add": 1}),
+        ("c = Conv(x, w)\n y = Mul(c, images)", {"Conv": 1, "Mul": 1}),
+    ],
+)
+def test_constants_behind_a_convolution_fold_into_it(body: str, left: dict[str, int]) -> None:
+    rng = np.random.default_rng(8)
+    tensors = {
+        "w": rng.standard_normal((6, 3, 2, 2)),
+        "grouped": rng.standard_normal((3, 1, 2, 2)) if "group" in body else rng.standard_normal((1,)),
+        "one": np.array([0.75]),
+        "each": rng.uniform(0.5, 2, (3 if "group" in body else 6, 1, 1)),
+        "columns": rng.uniform(0.5, 2, 4),
+        "images": rng.uniform(0.5, 2, (2, 1, 1, 1)),
+        "s": rng.uniform(0.5, 2, 6),
+    }
+    used = {name: array.astype(np.float32) for name, array in tensors.items() if f"{name}" in body}
+    source = weighted(body, "float[N, 3, 5, 5] x", **used)
+    model = canonical(source)
+    assert ops(model) == left
+    feeds = {"x": rng.standard_normal((2, 3, 5, 5)).astype(np.float32)}
+    assert_same(source, model, feeds, evaluate=run_ort)  # the reference's grouped ConvTranspose adds its bias wrongly

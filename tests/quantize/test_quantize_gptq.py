@@ -15,6 +15,7 @@ from pipeline.errors import RecipeError
 from pipeline.notices import collecting
 from pipeline.quantize.gptq import gptq, refine
 from pipeline.quantize.moments import Tap, second_moments
+from pipeline.quantize.products import Reading
 from pipeline.recipe import parse
 from tests.quantize import graphs
 
@@ -105,9 +106,11 @@ def test_second_moments_leave_padding_out_and_do_not_depend_on_batches(tmp_path:
     hidden = np.maximum(values.astype(np.float64) @ weights["w1"] + weights["b1"], 0)
     for size in (40, 7):
         feeds = [{"x": values[i : i + size]} for i in range(0, 40, size)]
-        found = second_moments(Tap(path, ["x", "r"], mask=None, threads=1), feeds)
-        np.testing.assert_allclose(found["x"].gram, values.T.astype(np.float64) @ values, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(found["r"].gram, hidden.T @ hidden, rtol=1e-4, atol=1e-3)
+        found = second_moments(Tap(path, ["x", "r"], mask=None, threads=1), feeds, {"x": [Reading()], "r": [Reading()]})
+        np.testing.assert_allclose(
+            found["x", Reading()].gram[0], values.T.astype(np.float64) @ values, rtol=1e-4, atol=1e-4
+        )
+        np.testing.assert_allclose(found["r", Reading()].gram[0], hidden.T @ hidden, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(("target", "preset"), [("cpu", "int8"), ("a100", "int8"), ("l40s", "fp8")])

@@ -19,6 +19,7 @@ from pipeline.quantize.smooth import apply
 from pipeline.quantize.smoothing import (
     ChoiceOptions,
     Group,
+    Part,
     Smoothing,
     by_tensor,
     choose,
@@ -147,7 +148,9 @@ def pick(values: np.ndarray, weight: np.ndarray, family: str, **more: object) ->
     form = CPU_INT8 if family == "cpu" else GPU_INT8
     plan = PrecisionPlan(family=family, elsewhere=Precision.FP32, formats={Precision.INT8: form})
     group = Group(tensor="x", nodes=("n",), precision=Precision.INT8)
-    return choose(group, plan, [weight], values, (values.min(0), values.max(0)), options=ChoiceOptions(**more))  # type: ignore[arg-type]
+    return choose(
+        group, plan, [Part.of_gemm(values, weight)], (values.min(0), values.max(0)), options=ChoiceOptions(**more)
+    )  # type: ignore[arg-type]
 
 
 def independent_error(values: np.ndarray, weight: np.ndarray, found: Smoothing, *, symmetric: bool) -> float:

@@ -1,0 +1,148 @@
+r"""Word accuracy of PP-OCRv4 text recognition in INT8, beside other tools, on words rendered with the system's fonts.
+
+    pip download --no-deps rapidocr-onnxruntime==1.4.4 && unzip rapidocr_onnxruntime-*.whl -d build/bench/rapidocr
+    python -m benchmarks.recognition --model build/bench/rapidocr/rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx \
+        --ort-python PYTHON --nncf-python PYTHON --modelopt-python PYTHON
+
+Words come from the topics that Python's own help carries, in DejaVu, with noise, blur, tilt and uneven contrast; those scored are
+not those calibrated on. A word counts if every character is right. ``cpu`` runs as a user would run it, with ONNX Runtime's
+optimizations; ``gpu-*`` variants and other tools' files for GPUs are simulated node for node (optimizations off).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from pydoc_data import topics
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from benchmarks import peers
+from benchmarks.builds import variant
+from benchmarks.fidelity import Array, Feeds, open_session
+from benchmarks.tables import NOT_MEASURED, print_header, print_table, progress
+
+HEIGHT, WIDTH = 48, 320
+BATCH = 8
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "DejaVuSerif-Bold", "DejaVuSans-Oblique")
+OURS = (
+    ("cpu", {}),
+    ("cpu", {"policy_smooth": "off", "policy_rounding": "rtn"}),
+    ("gpu-int8", {}),
+    ("gpu-int8", {"policy_smooth": "off", "policy_rounding": "rtn"}),
+)
+"""Families and the flags that differ from the defaults."""
+PEERS = ("ort-static", "ort-static-tuned-symmetric", "ort-static-tuned-asymmetric", "nncf-performance", "nncf-mixed",
+         "modelopt-max", "modelopt-entropy")  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="the recognition network's ONNX file")
+    parser.add_argument("--work", type=Path, default=Path("build/bench/work"))
+    parser.add_argument("--samples", type=int, default=64, help="words to calibrate on")
+    parser.add_argument("--words", type=int, default=1000, help="words to score")
+    parser.add_argument("--only", default="", help="only rows whose title holds this text")
+    peers.add_arguments(parser, "ort", "nncf", "modelopt")
+    given = parser.parse_args()
+    bench = Bench(given.model, given.work, samples=given.samples, words=given.words)
+    print_header(
+        "Recognition", "benchmarks.recognition", [f"{given.words} words, calibrated on {given.samples} others"]
+    )
+    rows = [["FP32", *bench.figures(given.model)]]
+    for family, flags in OURS:
+        shown = ", ".join(f"{k.removeprefix('policy_')} {v}" for k, v in flags.items())
+        title = f"ours, {family}" + (f", {shown}" if shown else "")
+        if given.only in title:
+            progress(title)
+            made = variant(given.model, bench.data, given.work, family=family, samples=given.samples, **flags)
+            rows.append([title, *bench.figures(made, optimize=family == "cpu")])
+    known = peers.pythons(given)
+    for name in PEERS:
+        peer = peers.PEERS[name]
+        if given.only not in peer.title:
+            continue
+        path: Path | str = NOT_MEASURED
+        if peer.tool in known:
+            path = peers.quantized(name, known[peer.tool], given.model, bench.data, given.samples, given.work)
+        on_cpu = name in ("ort-static", "ort-static-tuned-asymmetric")
+        rows.append([peer.title, *(bench.figures(path, optimize=on_cpu) if isinstance(path, Path) else [path, ""])])
+    print_table(["model", "word accuracy", "output SQNR, dB"], rows)
+
+
+class Bench:
+    """Renders words and scores files on them.
+
+    Args:
+        model: The FP32 network.
+        work: Where the calibration images are kept.
+        samples: Words to calibrate on.
+        words: Words to score.
+    """
+
+    def __init__(self, model: Path, work: Path, *, samples: int, words: int) -> None:
+        chosen = vocabulary(samples + words)
+        draw = np.random.default_rng(0)
+        self.labels = chosen[:words]
+        images = np.stack([rendered(word, draw) for word in chosen])
+        live = open_session(model)
+        self.input = live.get_inputs()[0].name
+        self.characters = ["", *live.get_modelmeta().custom_metadata_map["character"].split("\n"), " "]
+        work.mkdir(parents=True, exist_ok=True)
+        self.data, self.images = work / "recognition.npz", images[:words]
+        np.savez(self.data, **{self.input: images[words:]})
+        self.reference = self._run(open_session(model, threads=2))
+
+    def figures(self, path: Path, *, optimize: bool = True) -> list[str]:
+        """Return word accuracy and the outputs' SQNR of one file, as text."""
+        found = self._run(open_session(path, threads=2, optimize=optimize))
+        right = np.mean([self._text(row) == label for row, label in zip(found, self.labels, strict=True)])
+        noise = float(np.square(found.astype(np.float64) - self.reference).sum())
+        signal = float(np.square(self.reference, dtype=np.float64).sum())
+        decibel = "" if noise == 0 else f"{10 * np.log10(signal / noise):.1f}"
+        return [f"{right:.3f}", decibel]
+
+    def _run(self, live: ort.InferenceSession) -> Array:
+        feeds: list[Feeds] = [{self.input: self.images[i : i + BATCH]} for i in range(0, len(self.images), BATCH)]
+        return np.concatenate([np.asarray(live.run(None, feed)[0], np.float32) for feed in feeds])
+
+    def _text(self, probabilities: Array) -> str:
+        """Return the best path of a CTC output ``[steps, characters]``, repeats and blanks (0) taken out."""
+        best = probabilities.argmax(axis=1)
+        kept = [c for c, before in zip(best, [0, *best[:-1]], strict=True) if c not in (0, before)]
+        return "".join(self.characters[c] for c in kept)
+
+
+def vocabulary(count: int) -> list[str]:
+    """Return different words of 3 to 14 letters, in a drawn but fixed order."""
+    found = sorted(set(re.findall(r"[A-Za-z]{3,14}", " ".join(topics.topics.values()))))
+    if len(found) < count:
+        raise SystemExit(f"Python's help has {len(found)} words and {count} are asked for")
+    return [str(w) for w in np.random.default_rng(1).permutation(found)[:count]]
+
+
+def rendered(word: str, draw: np.random.Generator) -> Array:
+    """Return an image of a word as the network reads it: float32 ``[3, 48, 320]`` in -1 … 1, 0 to the right of the word."""
+    font = ImageFont.truetype(f"{draw.choice(FONTS)}.ttf", int(draw.integers(22, 40)))
+    left, top, right, bottom = font.getbbox(word)
+    margin = int(draw.integers(3, 10))
+    paper, ink = int(draw.integers(150, 256)), int(draw.integers(0, 90))
+    size = int(right - left) + 2 * margin, int(bottom - top) + 2 * margin
+    picture = Image.new("L", size, paper)
+    ImageDraw.Draw(picture).text((margin - left, margin - top), word, font=font, fill=ink)
+    picture = picture.rotate(float(draw.uniform(-3, 3)), Image.Resampling.BILINEAR, fillcolor=paper)
+    picture = picture.filter(ImageFilter.GaussianBlur(float(draw.uniform(0, 1.2))))
+    width = min(WIDTH, max(1, round(HEIGHT * size[0] / size[1])))
+    pixels = np.asarray(picture.resize((width, HEIGHT), Image.Resampling.BILINEAR), np.float32)
+    pixels = np.clip(pixels + draw.normal(0, draw.uniform(0, 12), pixels.shape), 0, 255)
+    image = np.zeros((3, HEIGHT, WIDTH), np.float32)
+    image[:, :, :width] = pixels / 127.5 - 1
+    return image
+
+
+if __name__ == "__main__":
+    main()
