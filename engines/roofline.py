@@ -45,6 +45,8 @@ def _precision(layer: CompiledLayer) -> Precision:
     if layer.is_attention:
         # Its operands may come in INT8 or leave in it; the products inside are FP16.
         return Precision.FP16
-    operands = [t.dtype for t in (*layer.inputs, *layer.constants) if t.dtype in _RATE and len(t.shape) > 1]
-    found = {_RATE[d] for d in operands}
+    read = {_RATE[t.dtype] for t in layer.inputs if t.dtype in _RATE and len(t.shape) > 1}
+    stored = {_RATE[t.dtype] for t in layer.constants if t.dtype in _RATE and len(t.shape) > 1}
+    # Weights that are narrow alone are widened in the kernel.
+    found = read if read and stored and not read & stored and Precision.FP16 in read else read | stored
     return next((p for p in (Precision.INT8, Precision.FP8, Precision.FP16) if p in found), Precision.FP32)

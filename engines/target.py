@@ -19,9 +19,10 @@ NEEDS: dict[Precision, tuple[int, int]] = {
     Precision.FP8: (8, 9),
     Precision.INT4: (8, 0),
     Precision.FP4: (10, 0),
+    Precision.W8A16: (6, 1),
 }
 """Smallest compute capability that has a precision (TensorRT support matrix, hardware section; INT4 and FP4 weights: as
-TensorRT for RTX compiles them). INT4 and FP4 are storage types: the products are FP16's or BF16's."""
+TensorRT for RTX compiles them). INT4, FP4 and W8A16 are storage types: the products are FP16's or BF16's."""
 
 
 INT4_BLOCKS = (64, 128)
@@ -56,7 +57,7 @@ class Target:
         capability = self.compute_capability
         if capability is None:
             # ONNX Runtime's CPU provider: no FP8 kernels, and FP16 only by casting to FP32 and back.
-            return frozenset({Precision.FP32, Precision.INT8, Precision.INT4})
+            return frozenset({Precision.FP32, Precision.INT8, Precision.INT4, Precision.W8A16})
         return frozenset({Precision.FP32, *(p for p, least in NEEDS.items() if capability >= least)})
 
     @property
@@ -170,8 +171,10 @@ _NEAREST = {
     # FP8's nearest is INT8 (the same size), FP16's is FP32 (the same accuracy), INT8's is FP16.
     Precision.FP8: (Precision.INT8, Precision.FP16),
     Precision.INT8: (Precision.FP16,),
-    Precision.INT4: (Precision.INT8, Precision.FP16),
-    Precision.FP4: (Precision.INT4, Precision.INT8, Precision.FP16),
+    # Weight-only stays weight-only: it needs no calibration data.
+    Precision.INT4: (Precision.W8A16, Precision.FP16),
+    Precision.FP4: (Precision.INT4, Precision.W8A16, Precision.FP16),
+    Precision.W8A16: (Precision.FP16,),
     Precision.BF16: (Precision.FP16,),
 }
 

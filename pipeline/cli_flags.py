@@ -61,7 +61,8 @@ class Flags:
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="PRESET", help="Preset: fp32, fp16, bf16, int8 (W8A8), int8-all, fp8, fp8-int8, int4 (W4A16), fp4."
+            metavar="PRESET",
+            help="Preset: fp32, fp16, bf16, int8 (W8A8), int8-all, fp8, fp8-int8, int4 (W4A16), w8a16, fp4.",
         ),
     ] = None
     fallback: Annotated[

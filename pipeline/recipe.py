@@ -35,10 +35,13 @@ ALIASES = {
     "bfloat16": "bf16",
     "w4a16-fp4": "fp4",
     "full": "int8-all",
+    "int8-weights": "w8a16",
+    "int8wo": "w8a16",
+    "int8-weight-only": "w8a16",
 }
 """Names that people use for a preset or precision, and the name used here."""
 
-NOT_YET = {"w8a16", "nf4", "w4a8", "mxfp8", "nvfp4", "awq", "gptq"}
+NOT_YET = {"nf4", "w4a8", "mxfp8", "nvfp4", "awq", "gptq"}
 """Schemes that people ask for and this version does not make; named so that the answer is clear."""
 
 
@@ -60,6 +63,8 @@ class Preset(StrEnum):
     """Weights of projections, FFN and other linear layers in INT4, in blocks; everything computes in high precision."""
     FP4 = "fp4"
     """As ``int4``, in FP4 (E2M1) and blocks of 16; needs a Blackwell GPU (B200, RTX 5090)."""
+    W8A16 = "w8a16"
+    """As ``int4``, in INT8: a scale for each output channel on GPUs, for each block on ``cpu``; nearly lossless without calibration data."""
 
 
 class Method(StrEnum):
@@ -182,7 +187,7 @@ class RuleConfig(Section):
     name: str | None = None
     """A glob over node names, such as ``*/layer.5/*``."""
     precision: Annotated[Precision, BeforeValidator(_alias)]
-    """fp32, fp16, int8, fp8 or int4 (weights only)."""
+    """fp32, fp16, bf16, int8, fp8, or of weights only: int4, fp4, w8a16."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -213,7 +218,7 @@ class PolicyConfig(Section):
     ] = None
     """How outliers of static activations are moved into weights (SmoothQuant). ``auto`` searches for every GEMM how much, a number from 0 to 1 is that share (alpha) everywhere, ``off`` moves none; if not given, ``auto`` wherever the calibration data can be read again."""
     block_size: Literal[32, 64, 128] = 128
-    """How many INT4 weights along the summed axis share one scale; TensorRT takes 64 and 128. FP4's blocks hold 16."""
+    """How many INT4 weights (on ``cpu`` W8A16's too) along the summed axis share one scale; TensorRT takes 64 and 128. FP4's blocks hold 16."""
     rounding: Literal["rtn", "gptq"] | None = None
     """How weights of MatMul, Gemm and Conv are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again. If not given, and with calibration data, GPTQ for variants with INT4 or FP4 weights and for networks with depthwise convolutions; to nearest otherwise."""
     fallback: bool = False

@@ -29,6 +29,8 @@ class Precision(StrEnum):
     """Weights only, in blocks; what they multiply stays in the precision of the rest."""
     FP4 = "fp4"
     """Weights only (E2M1), in blocks of 16; as ``int4``."""
+    W8A16 = "w8a16"
+    """Weights only, in INT8: per output channel on a GPU, in blocks on a CPU."""
 
     @property
     def quantized(self) -> bool:
@@ -36,7 +38,7 @@ class Precision(StrEnum):
         return self in (Precision.INT8, Precision.FP8, *WEIGHT_ONLY)
 
 
-WEIGHT_ONLY = (Precision.INT4, Precision.FP4)
+WEIGHT_ONLY = (Precision.W8A16, Precision.INT4, Precision.FP4)
 """Storage types: the products are those of the rest."""
 HALVES = (Precision.FP16, Precision.BF16)
 """What a GPU computes the rest in; a graph has one of them."""

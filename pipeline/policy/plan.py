@@ -14,7 +14,7 @@ from engines.target import INT4_BLOCKS
 from pipeline.types import BFLOAT16, Precision, QuantDType, QuantSpec, Role
 
 CPU_BLOCKS = (32, 64, 128)
-"""Sizes of INT4 blocks for ONNX Runtime on a CPU, which takes any."""
+"""Sizes of INT4 and INT8 blocks for ONNX Runtime on a CPU, which takes any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +133,10 @@ class PrecisionPlan:
 def fitted(spec: QuantSpec, summed: int, family: str) -> int | None:
     """Return the largest block, at most the one asked for, that divides the summed axis; ``None`` where none does.
 
-    INT4 falls back to smaller blocks (64 on GPUs, as TensorRT documents them; 64 or 32 on a CPU); FP4 has one size.
+    Integers fall back to smaller blocks (64 on GPUs, as TensorRT documents them; 64 or 32 on a CPU); FP4 has one size.
     """
     assert spec.block is not None
-    others = () if spec.dtype is not QuantDType.INT4 else (CPU_BLOCKS if family == "cpu" else INT4_BLOCKS)
+    others = () if spec.dtype is QuantDType.FP4_E2M1 else (CPU_BLOCKS if family == "cpu" else INT4_BLOCKS)
     sizes = sorted({spec.block, *(b for b in others if b < spec.block)}, reverse=True)
     return next((b for b in sizes if summed % b == 0), None)
 

@@ -95,14 +95,16 @@ def family(target: Target, policy: PolicyConfig) -> str:
     return f"gpu-{half}" if policy.preset in (Preset.FP16, Preset.BF16) or half in asked else "fp32"
 
 
-def blocks(precision: Precision, policy: PolicyConfig) -> Format:
-    """Return the format of weights in blocks: only what is stored, and read from memory, is narrow."""
-    spec = (
-        QuantSpec(dtype=QuantDType.FP4_E2M1, block=FP4_BLOCK)
-        if precision is Precision.FP4
-        else QuantSpec(dtype=QuantDType.INT4, block=policy.block_size)
-    )
-    return Format(activations=None, weights=spec, second=None)
+def weight_only(precision: Precision, policy: PolicyConfig, family: str) -> Format:
+    """Return the format of weights alone: only what is stored, and read from memory, is narrow."""
+    specs = {
+        Precision.FP4: QuantSpec(dtype=QuantDType.FP4_E2M1, block=FP4_BLOCK),
+        Precision.INT4: QuantSpec(dtype=QuantDType.INT4, block=policy.block_size),
+        # TensorRT multiplies INT8 weights with one scale a channel as they are stored, and widens blocks before; ONNX Runtime
+        # the other way round.
+        Precision.W8A16: QuantSpec(dtype=QuantDType.INT8, block=policy.block_size if family == "cpu" else None),
+    }
+    return Format(activations=None, weights=specs[precision], second=None)
 
 
 def half_of(policy: PolicyConfig) -> Precision:
@@ -165,7 +167,7 @@ def plan(
         formats[Precision.INT8] = CPU_INT8 if family == "cpu" else GPU_INT8
     if Precision.FP8 in used:
         formats[Precision.FP8] = GPU_FP8
-    formats |= {p: blocks(p, policy) for p in WEIGHT_ONLY if p in used}
+    formats |= {p: weight_only(p, policy, family) for p in WEIGHT_ONLY if p in used}
     return PrecisionPlan(
         family=family, elsewhere=elsewhere, dynamic=dynamic, formats=formats, nodes=tuple(nodes.values())
     )
@@ -181,10 +183,10 @@ def _decide(
 ) -> NodePlan:
     rule = next(r for r in reversed(rules) if r.matches(candidate))
     precision, text = rule.precision, rule.text
-    spec = blocks(precision, policy).weights if precision in WEIGHT_ONLY else None
+    spec = weight_only(precision, policy, family).weights if precision in WEIGHT_ONLY else None
     if precision.quantized and (why := _why_not(candidate, precision, spec, family, dynamic=dynamic)):
         precision, text = high, f"not quantizable ({why}), asked by {rule.text}"
-    elif spec is not None and (block := fitted(spec, _summed(candidate), family)) != spec.block:
+    elif spec is not None and spec.block and (block := fitted(spec, _summed(candidate), family)) != spec.block:
         text += f", in blocks of {block}: it sums {_summed(candidate)} values, which is no multiple of {spec.block}"
     return NodePlan(
         node=candidate.name,
@@ -196,14 +198,12 @@ def _decide(
     )
 
 
-def _why_not(
-    candidate: Candidate, precision: Precision, blocked: QuantSpec | None, family: str, *, dynamic: bool
-) -> str:
+def _why_not(candidate: Candidate, precision: Precision, alone: QuantSpec | None, family: str, *, dynamic: bool) -> str:
     """Return why a node cannot be quantized, ``""`` if it can."""
     kind = candidate.node.op_type
     if candidate.operands is not None:
-        if blocked is not None:
-            return _why_not_blocks(candidate, precision, blocked, family)
+        if alone is not None:
+            return _why_not_alone(candidate, precision, alone, family)
         if dynamic and not has_dynamic_form(candidate.node, candidate.operands):
             return f"{kind} has no form with dynamic activations"
         return ""
@@ -214,13 +214,13 @@ def _why_not(
     return f"{kind} has no quantized form"
 
 
-def _why_not_blocks(candidate: Candidate, precision: Precision, spec: QuantSpec, family: str) -> str:
-    """Return why a node's weight cannot be stored in blocks along the axis that is summed."""
+def _why_not_alone(candidate: Candidate, precision: Precision, spec: QuantSpec, family: str) -> str:
+    """Return why a node's weight cannot be stored narrow by itself, in blocks along the axis that is summed."""
     what, kind = candidate.operands, candidate.node.op_type
     if what is None or what.weight is None or kind not in ("MatMul", "Gemm") or what.channel_axis is None:
-        return f"{kind} has no weight that is stored in {precision.upper()} blocks"
+        return f"{kind} has no weight that is stored in {precision.upper()}{' blocks' if spec.block else ''}"
     summed = _summed(candidate)
-    if fitted(spec, summed, family) is not None:
+    if spec.block is None or fitted(spec, summed, family) is not None:
         return ""
     return f"it sums {summed} values, which is no multiple of the block of {spec.block} or of a smaller one"
 

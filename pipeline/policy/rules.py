@@ -31,6 +31,7 @@ LOW = {
     Preset.FP8_INT8: Precision.INT8,
     Preset.INT4: Precision.INT4,
     Preset.FP4: Precision.FP4,
+    Preset.W8A16: Precision.W8A16,
 }
 """What a preset's projections, FFN and other linear layers compute in, where it quantizes them."""
 ATTENTION_MATMULS = (Role.ATTENTION_SCORES, Role.ATTENTION_CONTEXT)

@@ -8,7 +8,10 @@ import onnx_ir as ir
 
 from pipeline.graph.operands import operands
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.types import HALVES, QuantSpec
+from pipeline.types import HALVES, QuantDType, QuantSpec
+
+IR_BITS = {QuantDType.INT8: 8, QuantDType.INT4: 4, QuantDType.FP4_E2M1: 4}
+"""Bits of a weight in a block."""
 
 
 def expected_bytes(model: ir.Model, plan: PrecisionPlan) -> int:
@@ -32,7 +35,7 @@ def expected_bytes(model: ir.Model, plan: PrecisionPlan) -> int:
             total += (
                 count + channels * (elsewhere + zero_point)
                 if spec.block is None
-                else count // 2 + count // spec.block * elsewhere
+                else count * IR_BITS[spec.dtype] // 8 + count // spec.block * elsewhere
             )
         elif value.dtype is ir.DataType.FLOAT:
             total += count * elsewhere

@@ -20,6 +20,7 @@ INTEGER_KERNELS = (
     "QLinearConv",
     "QLinearAdd",
     "QGemm",
+    "MatMulNBits",
 )
 
 
@@ -29,7 +30,7 @@ class Fusion:
 
     Attributes:
         integer_kernels: Fused integer operators by type.
-        unfused: Nodes with quantized activations that still compute in float behind a DequantizeLinear.
+        unfused: Nodes that still compute in float behind a DequantizeLinear.
         left_over: DequantizeLinear and QuantizeLinear operators that remain, by type.
     """
 
@@ -49,8 +50,6 @@ def fusion(variant: Path, plan: PrecisionPlan) -> Fusion:
     floating = {n.name for n in graph.node if n.op_type not in INTEGER_KERNELS and dequantized & set(n.input[:2])}
     return Fusion(
         integer_kernels={k: counts[k] for k in INTEGER_KERNELS if counts[k]},
-        unfused=tuple(
-            n.node for n in plan.quantized() if n.node in floating and plan.formats[n.precision].activations is not None
-        ),
+        unfused=tuple(n.node for n in plan.quantized() if n.node in floating),
         left_over={k: counts[k] for k in ("DequantizeLinear", "QuantizeLinear") if counts[k]},
     )

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from pipeline.graph.operands import Operands, operands, output_bias
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize import nbits
 from pipeline.quantize.sites import Site, sites
 from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, round_to_nearest, stored_scale
 from pipeline.types import Array, QuantSpec, Range
@@ -130,6 +131,9 @@ class Inserter:
         if weight is None:
             floor = _bias_floor(_magnitude(bias), activation) if bias is not None else None
             weight = round_to_nearest(value, spec, axis=what.channel_axis, scale_dtype=scale_dtype, min_scale=floor)
+        if self.plan.family == "cpu" and nbits.has_kernel(node, what, spec):
+            self._nbits(node, what, spec, weight)
+            return
         key = (value.name or "", weight.scale.tobytes(), weight.axis)
         if key not in self.weights:
             self.weights[key] = self._dequantized(value, weight.tensor, weight.scale, weight.axis, weight.block)
@@ -137,6 +141,38 @@ class Inserter:
         if bias is not None:
             scale = np.maximum(weight.scale * activation, np.finfo(np.float32).smallest_normal)
             node.replace_input_with(2, self._bias(bias, scale))
+
+    def _nbits(self, node: ir.Node, what: Operands, spec: QuantSpec, weight: QuantizedWeight) -> None:
+        """Replace a product by one of ONNX Runtime's with weights in blocks, and an Add where its bias is no plain one."""
+        assert what.weight is not None
+        value, made_from = node.inputs[what.weight], node.inputs[0]
+        assert value is not None
+        assert made_from is not None
+        key = value.name or ""
+        if key not in self.tables:
+            tensor, scales = nbits.packed(weight, spec, f"{key}_quantized")
+            self.tables[key] = self.initializer(f"{key}_quantized", tensor), self.constant(f"{key}_scale", scales)
+        form = nbits.attributes(weight, spec)
+        bias, added = nbits.bias_of(node, what, form["N"])
+        inputs = [made_from, *self.tables[key], *([None, None, bias] if bias is not None else [])]
+        name = node.name or ""
+        product = ir.Node(
+            nbits.DOMAIN,
+            nbits.OPERATOR,
+            inputs,
+            [ir.AttrInt64(attribute, number) for attribute, number in form.items()],
+            name=name if added is None else self._free(f"{name}/product"),
+        )
+        self._describe(product.outputs[0], f"{node.outputs[0].name}_product", made_from.dtype, node.outputs[0].shape)
+        self.graph.insert_before(node, [product])
+        result = product.outputs[0]
+        if added is not None:
+            add = self.node("Add", [result, self.constant(f"{name}_bias", added)], f"{name}/Add")
+            self.graph.insert_before(node, [add])
+            result = add.outputs[0]
+        self.graph.opset_imports[nbits.DOMAIN] = 1
+        self.supplant(node, result)
+        self.nodes[name] = product
 
     def _correct(self, node: ir.Node, correction: Array) -> None:
         """Add a constant to each output channel: in the node's bias, in the Add behind it, or with an Add of its own."""

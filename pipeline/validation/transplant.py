@@ -22,6 +22,9 @@ _MAX_OWNED = 64
 _CONVERTING = ("QuantizeLinear", "DequantizeLinear", "Cast")
 """What they give has the name of an FP32 tensor only where it takes that tensor's place as a graph output."""
 
+BLOCK_PRODUCT = "MatMulNBits"
+"""ONNX Runtime's product with weights that are stored in blocks."""
+
 _NOT_COMPUTING = ("QuantizeLinear", "DequantizeLinear", "Shape", "Size")
 
 
@@ -60,7 +63,7 @@ class Pairing:
             if theirs is None or theirs.op_type in _CONVERTING or len(theirs.outputs) != 1:
                 return None
             return theirs
-        if theirs is None or (ours.domain, ours.op_type) != (theirs.domain, theirs.op_type):
+        if theirs is None or not _is_same_operator(ours, theirs):
             return None
         return theirs if len(ours.outputs) == len(theirs.outputs) else None
 
@@ -85,12 +88,22 @@ class Pairing:
         return own if np.array_equal(own.const_value.numpy(), value.const_value.numpy()) else None
 
 
+def _is_same_operator(ours: ir.Node, theirs: ir.Node) -> bool:
+    if theirs.op_type == BLOCK_PRODUCT:  # with its weights in blocks
+        return ours.op_type in ("MatMul", "Gemm")
+    return (ours.domain, ours.op_type) == (theirs.domain, theirs.op_type)
+
+
 def _looks_up_integers(node: ir.Node) -> bool:
     table = node.inputs[0] if node.op_type == "Gather" else None
     return table is not None and table.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
 
 
 def _infer_types(model: ir.Model) -> None:
+    for node in model.graph:
+        scales = node.inputs[2] if node.op_type == BLOCK_PRODUCT else None
+        if scales is not None and scales.dtype is not None:  # inference knows ONNX' own operators alone
+            node.outputs[0].dtype = scales.dtype
     if any(value.dtype is None for node in model.graph for value in node.outputs if value.name):
         ShapeInferencePass()(model)
 
@@ -184,12 +197,13 @@ def _strangers(where: str) -> ModelError:
 
 
 def quantized_nodes(model: ir.Model) -> tuple[str, ...]:
-    """Return the names of the nodes that compute with what a DequantizeLinear gives, in graph order."""
+    """Return the names of the nodes that compute with quantized operands, in graph order."""
     names = []
     for node in model.graph:
         if node.op_type in _NOT_COMPUTING or not node.name:
             continue
         producers = [value.producer() for value in node.inputs if value is not None]
-        if any(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers):
+        dequantized = any(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
+        if dequantized or node.op_type == BLOCK_PRODUCT:
             names.append(node.name)
     return tuple(names)
