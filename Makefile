@@ -37,5 +37,5 @@ $(VENV)/demo-ready: $(VENV)/torch pyproject.toml
 	touch $@
 
 $(VENV)/ready: $(VENV)/torch pyproject.toml
-	$(BIN)/pip install --quiet -e '.[torch,text,images,triton,rtx,examples,dev]'
+	$(BIN)/pip install --quiet -e '.[torch,text,images,triton,rtx,ray,examples,dev]'
 	touch $@

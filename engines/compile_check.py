@@ -5,14 +5,13 @@ The builder is the one that builds engines (:mod:`engines.tensorrt.builder`), in
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
 from engines.compiled_layers import CompiledLayers
 from engines.layer_log import parse_layers
 from engines.tensorrt.child import in_child, report
-from engines.tensorrt.flavour import Flavour, installed, require, select
+from engines.tensorrt.flavour import Flavour, ready, require, select
 from pipeline.errors import EngineError
 from pipeline.types import Progress, silent
 
@@ -29,7 +28,7 @@ def checked_capability(capability: tuple[int, int]) -> tuple[int, int] | None:
 
 def available() -> bool:
     """Return whether TensorRT for RTX and Polygraphy, which drives it, are installed."""
-    return installed(Flavour.RTX) is not None and importlib.util.find_spec("polygraphy") is not None
+    return ready(Flavour.RTX) is not None
 
 
 def compile_check(

@@ -32,6 +32,7 @@ _PACKAGES = (
     ("PIL", "reads image data", "pip install '.[images]'"),
     ("tritonclient", "checks config.pbtxt with Triton's own definition", "pip install '.[triton]'"),
     ("tensorrt_rtx", "checks without a GPU that a graph compiles for one", "pip install '.[rtx]'"),
+    ("ray", "sends work to the nodes of a cluster", "pip install '.[ray]'"),
 )
 _DISTRIBUTIONS = {
     "PIL": ("pillow",),

@@ -104,7 +104,7 @@ def _wanted(recipe: Recipe, directory: Path, asked: Sequence[str]) -> list[Targe
 
 
 def _here(recipe: Recipe, directory: Path, wanted: Sequence[Target]) -> Recipe:
-    """Return the recipe as far as this machine can follow it: these targets, the kept samples, no task."""
+    """Return the recipe as far as this machine can follow it: these targets, the kept samples, no task, no cluster."""
     section = recipe.validate_.model_copy(
         update={
             "data": str(directory / HELD_OUT),
@@ -117,7 +117,9 @@ def _here(recipe: Recipe, directory: Path, wanted: Sequence[Target]) -> Recipe:
         }
     )
     targets = tuple(device.name for device in wanted)
-    return recipe.model_copy(update={"targets": targets, "calibration": Calibration(), "validate_": section})
+    return recipe.model_copy(
+        update={"targets": targets, "calibration": Calibration(), "validate_": section, "executor": "local"}
+    )
 
 
 def _variants(run: Run) -> Variants:

@@ -362,6 +362,9 @@ class Recipe(Section):
     """``costs.json`` from ``python -m pipeline profile``: nodes that got slower in INT8 stay in high precision."""
     threads: int = Field(default=0, ge=0)
     """Threads for ONNX Runtime; 0 is one per core."""
+    executor: Literal["local", "ray"] = "local"
+    """``ray`` sends calibration and the builds and checks of GPU targets to the Ray cluster of ``RAY_ADDRESS``; the bytes
+    are the same (docs/scaling.md)."""
     seed: int = 0
     """Seed of everything that draws at random."""
 

@@ -143,9 +143,7 @@ class Store:
         names = [_checked(output) for output in outputs]
         with self.locked():
             self._rerun = self._rerun or self._starts_here(name)
-            key = digest(
-                {"stage": name, "versions": _versions(), "outputs": names, "inputs": self._hashes.replaced(inputs)}
-            )
+            key = self._key(name, inputs, names)
             record = None if self._rerun else self._good_record(name, key)
             fresh = record is None
             if record is None:
@@ -166,9 +164,18 @@ class Store:
             notices=said,
         )
 
+    def has(self, name: str, *, inputs: Mapping[str, JSON | Path], outputs: Sequence[str]) -> bool:
+        """Return whether :meth:`stage` would find the result there and run nothing."""
+        again = self._rerun or self._starts_here(name)
+        return not again and self._good_record(name, self._key(name, inputs, outputs)) is not None
+
     def sha256(self, path: Path) -> str:
         """Return the SHA-256 (hex) of one file, remembered as long as the file does not change."""
         return self._hashes.of_file(path)
+
+    def _key(self, name: str, inputs: Mapping[str, JSON | Path], outputs: Sequence[str]) -> str:
+        found = self._hashes.replaced(inputs)
+        return digest({"stage": name, "versions": _versions(), "outputs": list(outputs), "inputs": found})
 
     def _starts_here(self, name: str) -> bool:
         start = self._from_stage

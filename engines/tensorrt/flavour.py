@@ -57,6 +57,11 @@ def installed(flavour: Flavour) -> str | None:
     return "unknown"
 
 
+def ready(flavour: Flavour) -> str | None:
+    """Return the version that can build here; ``None`` where it, or Polygraphy, which drives it, is not installed."""
+    return installed(flavour) if importlib.util.find_spec("polygraphy") is not None else None
+
+
 def require(flavour: Flavour, purpose: str) -> str:
     """Return the version that is installed.
 

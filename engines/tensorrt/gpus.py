@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _QUERY = "--query-gpu=name,compute_cap,uuid,driver_version"
@@ -32,7 +34,10 @@ class Gpu:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """Return the GPUs that the driver lists; none without a driver."""
+    """Return the GPUs that the driver lists and ``CUDA_VISIBLE_DEVICES`` leaves to this process; none without a driver.
+
+    A scheduler hands a process its GPU through that variable; ``nvidia-smi`` lists all.
+    """
     command = shutil.which("nvidia-smi")
     if command is None:
         return ()
@@ -42,7 +47,26 @@ def gpus() -> tuple[Gpu, ...]:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    return parse_gpus(said)
+    return visible(parse_gpus(said), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible(found: Sequence[Gpu], allowed: str | None) -> tuple[Gpu, ...]:
+    """Return the GPUs that a value of ``CUDA_VISIBLE_DEVICES`` names, by index or by the start of the UUID, in its order.
+
+    As in CUDA (programming guide, "CUDA environment variables"), what follows a name that fits none is not seen.
+    """
+    if allowed is None:
+        return tuple(found)
+    seen: list[Gpu] = []
+    for name in (part.strip() for part in allowed.split(",")):
+        if name.isdigit():
+            matching = list(found[int(name) : int(name) + 1])
+        else:
+            matching = [gpu for gpu in found if name and gpu.uuid.startswith(name)]
+        if len(matching) != 1:
+            break
+        seen += matching
+    return tuple(seen)
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:

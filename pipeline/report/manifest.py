@@ -150,8 +150,8 @@ def output_files(folder: Path) -> list[Path]:
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as JSON values; an absolute path is cut to its last part, so no machine shows in it."""
-    return _portable(recipe.model_dump(mode="json", by_alias=True))  # type: ignore[no-any-return]
+    """Return the recipe as JSON values: an absolute path is cut to its last part, and where work was done is left out."""
+    return _portable(recipe.model_dump(mode="json", by_alias=True, exclude={"executor"}))  # type: ignore[no-any-return]
 
 
 def _portable(value: Any, key: str = "") -> Any:

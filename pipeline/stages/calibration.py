@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from calibrators.collector import CollectOptions, Statistics, collect, model_digest
+from calibrators.collector import CollectOptions, Statistics, model_digest
 from calibrators.data.checks import ModelKind, check_data
 from calibrators.sketch import Sketch
 from pipeline import model as models
@@ -65,7 +65,8 @@ def calibrate(run: Run, exported: Exported, canonical: Prepared) -> Statistics |
         if run.options.merge:
             found = merged(run.options.merge, identity, wanted)
         else:
-            found = collect(canonical.path, wanted, data, _options(run, mask, model_digest(files)), run.progress)
+            options = _options(run, mask, model_digest(files))
+            found = run.executor.collect(canonical.path, wanted, data, options, run.progress)
         found.save(work / out)
         if shard is not None:
             write_identity(work / identity_file(out), identity)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engines.compile_check import CHECKABLE, available, checked_capability, compile_check
+from engines.compile_check import CHECKABLE, checked_capability, compile_check
 from engines.compiled_layers import CompiledLayers
 from engines.roofline import estimate_ms
 from engines.target import Target
-from engines.tensorrt.build import build_engine, profiles_for
-from engines.tensorrt.flavour import Flavour, installed
+from engines.tensorrt.build import EngineBuild, build_engine, profiles_for
+from engines.tensorrt.flavour import Flavour
 from engines.tensorrt.options import BuilderOptions
 from engines.tensorrt.refusal import refused_node
 from pipeline import model as models
 from pipeline.errors import EngineError, MissingError, PipelineError, RecipeError
+from pipeline.executors.executor import Task
 from pipeline.notices import notice
 from pipeline.policy.overrides import add_override
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.quantize import quantize
 from pipeline.stages.engine import Check, Engine
-from pipeline.stages.run import OVERRIDES, Run
+from pipeline.stages.run import OVERRIDES, Job, Run
 from pipeline.stages.variants import Variants
-from pipeline.types import Precision, TensorInfo
+from pipeline.types import Precision, Progress, TensorInfo
 
 UNKNOWN_BATCH = 8
 UNKNOWN_DIMENSION = 128
@@ -50,27 +51,63 @@ def build_or_check(run: Run, made: Variants, family: str, device: Target) -> Eng
     return replace(checked, status="built", reason=None, file=file, seconds=seconds)
 
 
+def begin(run: Run, made: Variants, family: str, device: Target) -> None:
+    """Start the target's check and build where they run elsewhere, beside those of other targets.
+
+    A build that cannot start, or whose key cannot be made, says why when its turn comes.
+    """
+    with contextlib.suppress(EngineError, MissingError, RecipeError):
+        if checked_capability(device.compute_capability or (0, 0)) and run.executor.installed(Flavour.RTX, device):
+            run.begin(_check_job(run, made, family, device))
+    with contextlib.suppress(EngineError, MissingError, RecipeError):
+        run.begin(_build_job(run, made, family, device))
+
+
 def _build(run: Run, made: Variants, checked: Engine) -> tuple[Path, float]:
-    variant, name = made.variants[checked.family], checked.target.name
-    key = builder_inputs(run, made, variant, checked.target)
-    plan, manifest = f"engines/{name}/model.plan", f"engines/{name}/manifest.json"
-
-    def produce(work: Path) -> None:
-        options = BuilderOptions.from_dict(key["options"])
-        build_engine(variant, checked.target, options, key["shapes"], progress=run.progress).write((work / plan).parent)
-
-    result = run.stage(f"engines/{name}", key, [plan, manifest], produce)
-    return result.paths[plan], result.seconds
+    job = _build_job(run, made, checked.family, checked.target)
+    result = run.finish(job)
+    return result.paths[job.outputs[0]], result.seconds
 
 
-def builder_inputs(run: Run, made: Variants, onnx: Path, device: Target) -> dict[str, Any]:
+def _build_job(run: Run, made: Variants, family: str, device: Target) -> Job:
+    variant, folder, flavour = made.variants[family], f"engines/{device.name}", Flavour(device.runtime)
+    key = builder_inputs(run, made, variant, device, run.executor.installed(flavour, device))
+    return Job(
+        key=key,
+        outputs=[f"{folder}/model.plan", f"{folder}/manifest.json"],
+        task=Task(
+            name=folder,
+            function=_built,
+            graphs=(variant,),
+            arguments=(device, BuilderOptions.from_dict(key["options"]), key["shapes"]),
+            device=device,
+            flavour=flavour,
+        ),
+        write=lambda built, work: built.write(work / folder),
+    )
+
+
+def _built(
+    variant: Path,
+    device: Target,
+    options: BuilderOptions,
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    scratch: Path,
+    progress: Progress,
+) -> EngineBuild:
+    """Build one engine, on whichever machine this runs."""
+    return build_engine(variant, device, options, shapes, progress=progress)
+
+
+def builder_inputs(run: Run, made: Variants, onnx: Path, device: Target, version: str | None) -> dict[str, Any]:
     """Return what an engine depends on: the graph, TensorRT's version, options with profiles, usual shapes."""
     shapes = usual_shapes(run, made)
     options = BuilderOptions.from_dict(run.recipe.builder.model_dump(mode="json"))
     profiles = profiles_for(options, onnx, shapes, run.recipe.triton.max_batch_size)
     return {
         "variant": onnx,
-        "tensorrt": installed(Flavour(device.runtime)),
+        "tensorrt": version,
         "options": replace(options, profiles=tuple(profiles)).to_dict(),
         "shapes": shapes,
     }
@@ -81,16 +118,18 @@ def _check(run: Run, made: Variants, family: str, device: Target) -> Engine:
     assert device.compute_capability is not None
     capability = checked_capability(device.compute_capability)
     waiting = f"the {device.title} engine is built by TensorRT on that GPU, from variants/{family}/model.onnx"
-    if capability is None or not available():
+    if capability is None or run.executor.installed(Flavour.RTX, device) is None:
         what = "pip install '.[rtx]' checks here that it compiles" if capability else "no builder here compiles for it"
         return Engine(target=device, family=family, status="skipped", reason=f"{waiting}; {what}", path=variant)
     own = capability == device.compute_capability
     try:
-        found, seconds = _compiled(run, made, family, device.name, capability)
+        found, seconds = _compiled(run, made, family, device)
     except EngineError as error:
         notice("does-not-compile", error.what, where=f"target {device.name}")
         _remember(run, made, family, error)
         return Engine(target=device, family=family, status="failed", reason=error.what, path=variant)
+    except MissingError as error:  # the last node that could compile was lost
+        return Engine(target=device, family=family, status="skipped", reason=f"{waiting}; {error.what}", path=variant)
     _say_if_nothing_gained(found, device)
     proxy = "" if own else f", a proxy for {device.sm}"
     return Engine(
@@ -121,30 +160,66 @@ def _remember(run: Run, made: Variants, family: str, error: PipelineError) -> No
         )
 
 
-def _compiled(run: Run, made: Variants, family: str, name: str, capability: tuple[int, int]) -> tuple[Check, float]:
+def _compiled(run: Run, made: Variants, family: str, device: Target) -> tuple[Check, float]:
     """Compile the variant, and the same model in FP16 beside it: the question is INT8 against FP16."""
-    variant, plan = made.variants[family], made.plans[family]
-    out, beside = f"checks/{name}/compiled.json", f"checks/{name}/compiled.fp16.json"
+    job = _check_job(run, made, family, device)
+    result = run.finish(job)
+    texts = [result.paths[out].read_text(encoding="utf-8") for out in job.outputs]
+    layers, *beside = map(CompiledLayers.from_json, texts)
+    return Check(layers=layers, fp16=beside[0] if beside else None, proxy_for=None), result.seconds
+
+
+def _check_job(run: Run, made: Variants, family: str, device: Target) -> Job:
+    variant, canonical, plan = made.variants[family], made.canonical.path, made.plans[family]
+    capability, shapes = checked_capability(device.compute_capability or (0, 0)), usual_shapes(run, made)
     compare = bool(plan.quantized())
-    shapes = usual_shapes(run, made)
+    outputs = [f"checks/{device.name}/compiled.json", f"checks/{device.name}/compiled.fp16.json"][: 1 + compare]
 
-    def produce(work: Path) -> None:
-        layers = compile_check(variant, capability, shapes)
-        (work / out).write_text(layers.to_json(), encoding="utf-8")
-        if compare:
-            with tempfile.TemporaryDirectory(dir=work) as folder:
-                fp16 = quantize(made.canonical.path, in_fp16(plan), (), Path(folder) / "model.onnx").path
-                layers = compile_check(fp16, capability, shapes)
-            (work / beside).write_text(layers.to_json(), encoding="utf-8")
+    def write(compiled: list[CompiledLayers], work: Path) -> None:
+        for out, layers in zip(outputs, compiled, strict=True):
+            (work / out).write_text(layers.to_json(), encoding="utf-8")
 
-    key = {"variant": variant, "canonical": made.canonical.path, "capability": capability, "shapes": shapes}
-    result = run.stage(f"checks/{name}", key, [out, beside] if compare else [out], produce)
-    layers, fp16 = (
-        CompiledLayers.from_json(result.paths[p].read_text(encoding="utf-8")) if p in result.paths else None
-        for p in (out, beside)
+    return Job(
+        key={"variant": variant, "canonical": canonical, "capability": capability, "shapes": shapes},
+        outputs=outputs,
+        task=Task(
+            name=f"checks/{device.name}",
+            function=_checked if compare else _checked_alone,
+            graphs=(variant, canonical) if compare else (variant,),
+            arguments=(in_fp16(plan), capability, shapes) if compare else (capability, shapes),
+            device=device,
+            flavour=Flavour.RTX,
+        ),
+        write=write,
     )
-    assert layers is not None
-    return Check(layers=layers, fp16=fp16, proxy_for=None), result.seconds
+
+
+def _checked(
+    variant: Path,
+    canonical: Path,
+    fp16: PrecisionPlan,
+    capability: tuple[int, int],
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    scratch: Path,
+    progress: Progress,
+) -> list[CompiledLayers]:
+    """Compile the variant and the canonical graph in FP16, on whichever machine this runs."""
+    found = _checked_alone(variant, capability, shapes, scratch=scratch, progress=progress)
+    beside = quantize(canonical, fp16, (), scratch / "model.onnx").path
+    return [*found, *_checked_alone(beside, capability, shapes, scratch=scratch, progress=progress)]
+
+
+def _checked_alone(
+    variant: Path,
+    capability: tuple[int, int],
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    scratch: Path,
+    progress: Progress,
+) -> list[CompiledLayers]:
+    """Compile the variant, on whichever machine this runs."""
+    return [compile_check(variant, capability, shapes, progress=progress)]
 
 
 def in_fp16(plan: PrecisionPlan) -> PrecisionPlan:

@@ -9,7 +9,7 @@ from engines.saturation import products_saturate
 from engines.target import Target
 from pipeline import model as models
 from pipeline.notices import notice
-from pipeline.stages.checks import build_or_check
+from pipeline.stages.checks import begin, build_or_check
 from pipeline.stages.engine import Engine
 from pipeline.stages.run import Run, step
 from pipeline.stages.variants import Variants
@@ -18,6 +18,10 @@ from pipeline.stages.variants import Variants
 @step
 def engines(run: Run, made: Variants) -> tuple[Engine, ...]:
     """An engine, a compile check, or the reason why there is neither, for every target."""
+    for family, devices in run.families.items():
+        for device in devices:
+            if device.runtime != "onnxruntime":
+                begin(run, made, family, device)
     return tuple(
         _serve_variant(run, made, family, device)
         if device.runtime == "onnxruntime"

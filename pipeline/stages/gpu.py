@@ -51,7 +51,7 @@ def _fp16(run: Run, made: Variants, engine: Engine) -> Path | None:
     if not plan.quantized():
         return None
     out = f"engines/{name}/fp16/model.plan"
-    key = builder_inputs(run, made, canonical, engine.target)
+    key = builder_inputs(run, made, canonical, engine.target, installed(Flavour(engine.target.runtime)))
 
     def produce(work: Path) -> None:
         with tempfile.TemporaryDirectory(dir=work) as folder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from engines.target import Target
 from engines.target import target as find_target
 from pipeline.content import write_atomically
 from pipeline.errors import RecipeError
+from pipeline.executors.executor import Executor, LocalExecutor, Task, Waiting
 from pipeline.notices import Notice, collecting
 from pipeline.policy.fallback import policy_on
 from pipeline.policy.planning import family
@@ -76,6 +78,23 @@ class BuildOptions:
     merge: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A stage whose work may be done on another machine.
+
+    Attributes:
+        key: Everything the result depends on.
+        outputs: What ``write`` writes, relative to the build directory.
+        task: The work; its name is the stage's.
+        write: Writes the task's result below a folder.
+    """
+
+    key: dict[str, Any]
+    outputs: list[str]
+    task: Task
+    write: Callable[[Any, Path], None]
+
+
 class Reached(Exception):  # noqa: N818 (no error: the stage that was asked for is done)
     """The last stage that was asked for is done."""
 
@@ -112,6 +131,23 @@ def stored_recipe(directory: Path) -> Recipe:
     return parse(values, where=str(directory / RECIPE))
 
 
+def check_executor(recipe: Recipe) -> None:
+    """Refuse builder keys that name files of one machine where another one builds.
+
+    Raises:
+        RecipeError: Names the key.
+    """
+    builder = recipe.builder
+    given = {"timing_cache": builder.timing_cache, "plugin_libraries": builder.plugin_libraries or None}
+    for key, value in given.items():
+        if recipe.executor == "ray" and value is not None:
+            raise RecipeError(
+                f"The executor ray does not send builder.{key} to the nodes.",
+                where=f"builder.{key}",
+                fix="Leave it out, or build on the machine with the GPU with executor: local.",
+            )
+
+
 class Run:
     """One run over the stages of a recipe.
 
@@ -132,10 +168,13 @@ class Run:
         self.results: list[StageResult] = []
         self.notices: list[Notice] = []
         self._opened: dict[tuple[object, ...], CalibrationData] = {}
+        self._begun: dict[str, Waiting] = {}
+        self._executor: Executor | None = None
         self.targets = {t.name: t for t in map(find_target, recipe.targets)}
         self.policies: dict[str, PolicyConfig] = {}
         self.families = self._families()
         parse_gates(recipe.validate_.gates)
+        check_executor(recipe)
         for section in (recipe.calibration, recipe.validate_):
             if section.data is not None:
                 check_place(section.data)
@@ -153,8 +192,55 @@ class Run:
             self.notices = notices
             if record and not self.options.dry_run:
                 write_atomically(self.directory / RECIPE, json.dumps(to_dict(self.recipe), indent=1) + "\n")
-            with contextlib.suppress(Reached):
-                yield
+            try:
+                with contextlib.suppress(Reached):
+                    yield
+            finally:
+                if self._executor is not None:
+                    self._executor.close()
+                    self._executor = None
+                self._begun.clear()
+
+    @property
+    def executor(self) -> Executor:
+        """What does the heavy work; a cluster is joined when it is first needed.
+
+        Raises:
+            MissingError: The recipe says ``ray``, and there is no Ray or no cluster.
+        """
+        if self._executor is None:
+            if self.recipe.executor == "ray":
+                from pipeline.executors.on_ray import RayExecutor
+
+                self._executor = RayExecutor()
+            else:
+                self._executor = LocalExecutor()
+        return self._executor
+
+    def begin(self, job: Job) -> None:
+        """Start a job that :meth:`finish` will wait for, unless its result is there already.
+
+        Raises:
+            MissingError: There is nowhere to do it.
+        """
+        if not self.store.has(job.task.name, inputs=job.key, outputs=job.outputs):
+            self._begun[job.task.name] = self.executor.submit(job.task)
+
+    def finish(self, job: Job) -> StageResult:
+        """Return a job's stage result from the store, or do its work first.
+
+        Raises:
+            MissingError: There is nowhere to do it.
+            PipelineError: What the work itself raises.
+        """
+
+        def produce(work: Path) -> None:
+            waiting = self._begun.pop(job.task.name, None) or self.executor.submit(job.task)
+            with tempfile.TemporaryDirectory(dir=work) as scratch:
+                made = waiting(Path(scratch), self.progress)
+            job.write(made, work)
+
+        return self.stage(job.task.name, job.key, job.outputs, produce)
 
     def facts(self, name: str) -> dict[str, Any]:
         """Return what a stage of this run recorded; empty if it did not run."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrators.channel_range import ChannelRange
-from calibrators.collector import CollectOptions, Request, Statistics, collect
+from calibrators.collector import CollectOptions, Request, Statistics
 from pipeline import model as models
 from pipeline.errors import RecipeError
 from pipeline.graph.prepare import Prepared
@@ -146,7 +146,7 @@ def _collected(run: Run, path: Path, changed: tuple[str, ...], data: Calibration
         mask=mask,
         refuse_nonfinite=False,
     )
-    return collect(path, [Request(t) for t in changed], data, options, run.progress)
+    return run.executor.collect(path, [Request(t) for t in changed], data, options, run.progress)
 
 
 def _together(first: Statistics, again: Statistics) -> Statistics:

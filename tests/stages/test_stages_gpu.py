@@ -36,7 +36,7 @@ class StandIn:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         for module in ("engines.tensorrt.build", "pipeline.stages.gpu", "pipeline.measuring"):
             monkeypatch.setattr(f"{module}.gpus", lambda: (A100,))
-        monkeypatch.setattr(checks, "installed", lambda flavour: "10.13.0")
+        monkeypatch.setattr("pipeline.executors.executor.ready", lambda flavour: "10.13.0")
         monkeypatch.setattr(gpu, "installed", lambda flavour: "10.13.0")
         monkeypatch.setattr("pipeline.measuring.require", lambda flavour, what: "10.13.0")
         monkeypatch.setattr(checks, "build_engine", self.build)
