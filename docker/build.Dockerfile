@@ -8,6 +8,8 @@ FROM ${REGISTRY}/nvidia/tensorrt:${TENSORRT_RELEASE}
 
 ARG POLYGRAPHY=0.53.6
 ARG PYCUDA=2025.1.2
+# The Ray of docker/kuberay.yaml; [default] is what lets a cluster take jobs.
+ARG RAY=2.60.0
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1 NUMBA_CACHE_DIR=/tmp/numba
 WORKDIR /opt/enginewright
 COPY pyproject.toml README.md LICENSE ./
@@ -15,7 +17,7 @@ COPY pipeline pipeline
 COPY calibrators calibrators
 COPY engines engines
 # TensorRT itself is the image's: the [tensorrt] extra would bring another one.
-RUN pip install ".[text,images,triton]" "polygraphy==${POLYGRAPHY}" "pycuda==${PYCUDA}" \
+RUN pip install ".[text,images,triton,ray]" "polygraphy==${POLYGRAPHY}" "pycuda==${PYCUDA}" "ray[default]==${RAY}" \
  && useradd --create-home --uid 10001 builder
 USER 10001
 WORKDIR /work
