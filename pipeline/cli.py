@@ -403,7 +403,7 @@ def _build(ctx: typer.Context, flags: Flags, *, until: str | None = None, **more
     from pipeline.build import BuildOptions
     from pipeline.build import build as run
 
-    with output.watching() as progress:
+    with output.watching() as progress, output.only_results_on_stdout():
         result = run(
             recipe,
             directory,

@@ -140,6 +140,13 @@ def watching() -> Iterator[_Bars]:
         log.propagate = propagate
 
 
+@contextlib.contextmanager
+def only_results_on_stdout() -> Iterator[None]:
+    """Send to stderr during the block what libraries print on stdout, as Ray does about a lost node."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
 def show(text: str) -> None:
     """Print a result on stdout."""
     typer.echo(text)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from engines.target import target, targets
 from engines.tensorrt.flavour import Flavour
 from engines.tensorrt.gpus import Gpu, visible
+from pipeline.build import BuildResult
+from pipeline.cli import app
 from pipeline.errors import EngineError, MissingError, RecipeError
 from pipeline.executors import library, worker
 from pipeline.executors.machine import Machine, this_machine
@@ -130,9 +135,10 @@ def test_an_address_where_nobody_answers_is_said_at_once(monkeypatch: pytest.Mon
     with pytest.raises(MissingError, match="There is no Ray cluster to join") as caught:
         library.connect()
     assert caught.value.where == f"RAY_ADDRESS={address}"
-    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
-    with pytest.raises(MissingError, match="Ray Client"):
-        library.connect()
+    for other in ("ray://127.0.0.1:10001", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", other)
+        with pytest.raises(MissingError, match=r"not through Ray Client, and it starts none itself"):
+            library.connect()
 
 
 def test_ray_is_not_imported_by_a_build_that_does_not_ask_for_it() -> None:
@@ -141,6 +147,22 @@ def test_ray_is_not_imported_by_a_build_that_does_not_ask_for_it() -> None:
 
     code = "import sys, pipeline.build, pipeline.measuring; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_a_library_prints_is_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray prints on stdout that a node was lost, from a thread of its own."""
+
+    def build(*_: object, **__: object) -> BuildResult:
+        thread = threading.Thread(target=print, args=("Raylet is terminated.",))
+        thread.start()
+        thread.join()
+        return BuildResult(directory=tmp_path, report=None, exit_code=0, summary="done")
+
+    monkeypatch.setattr("pipeline.build.build", build)
+    (tmp_path / "m.onnx").write_bytes(b"")
+    found = CliRunner().invoke(app, ["build", str(tmp_path / "m.onnx"), "--executor", "ray", "--json"])
+    assert json.loads(found.stdout)["exit_code"] == 0
+    assert "Raylet is terminated." in found.stderr
 
 
 def test_builder_files_of_one_machine_are_refused(tmp_path: Path) -> None:

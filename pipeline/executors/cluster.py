@@ -44,6 +44,9 @@ class Cluster:
     def __init__(self) -> None:
         self._joined = connect()
         self._ray = library()
+        self._watch: Any = None
+        self._going: dict[str, Submitted] = {}
+        self._attempts: dict[str, int] = {}
         try:
             self.nodes = _nodes()
             check_alike(self.nodes, this_machine())
@@ -52,11 +55,9 @@ class Cluster:
             raise
         here = self._ray.get_runtime_context().get_node_id()
         stay = scheduling().NodeAffinitySchedulingStrategy(here, soft=False)
-        self._watch: Any = self._ray.remote(worker.Watch).options(num_cpus=0, scheduling_strategy=stay).remote()
+        self._watch = self._ray.remote(worker.Watch).options(num_cpus=0, scheduling_strategy=stay).remote()
         self._run = self._ray.remote(worker.run)
         self._hosts = {node.id: node.host for node in self.nodes}
-        self._going: dict[str, Submitted] = {}
-        self._attempts: dict[str, int] = {}
 
     def submit(self, work: Work, placement: Placement, *, cpus: int = 1) -> Submitted:
         """Start a task on a node that the placement allows."""
@@ -113,7 +114,8 @@ class Cluster:
             return
         for submitted in self._going.values():
             self._ray.cancel(submitted.reference, force=True)
-        self._ray.kill(self._watch)
+        if self._watch is not None:
+            self._ray.kill(self._watch)
 
     def _result(self, key: str, reference: Any) -> Done:
         self._going.pop(key, None)

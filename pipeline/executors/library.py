@@ -45,9 +45,9 @@ def connect() -> bool:
     if ray.is_initialized():
         return False
     address = os.environ.get(_ADDRESS, "auto")
-    if address.startswith("ray://"):
+    if address.startswith("ray://") or address == "local":
         raise MissingError(
-            "A build does not run through Ray Client, which would send every file twice.",
+            "A build joins a cluster as one of its nodes: not through Ray Client, and it starts none itself.",
             where=f"{_ADDRESS}={address}",
             fix="Run it on a node of the cluster (its head, or `ray job submit`), with the address HOST:6379.",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import time
@@ -90,8 +89,6 @@ def run(work: Work, watch: Any) -> Done:
     node = library().get_runtime_context().get_node_id()
     # In order with the reports that follow: one caller's calls to an actor are.
     watch.begin.remote(work.key, node)
-    # Notices are said by the driver.
-    logging.getLogger("pipeline.notice").addHandler(logging.NullHandler())
     value: Any = None
     failed: PipelineError | None = None
     with tempfile.TemporaryDirectory(prefix="enginewright-") as folder, collecting() as notices:

@@ -214,6 +214,8 @@ def test_a_task_that_needs_its_gpu_waits_for_another_node_and_not_for_ever(
         device=target("a100"),
         flavour=Flavour.TENSORRT,
     )
+    if joins:  # a program that is in the cluster already stays in it
+        ray.init(address=nodes.address, log_to_driver=False)
     executor = RayExecutor()
 
     def kill(stage: str, done: int, total: int) -> bool:
@@ -234,3 +236,5 @@ def test_a_task_that_needs_its_gpu_waits_for_another_node_and_not_for_ever(
                 wait(tmp_path, Watching(kill))
     finally:
         executor.close()
+        assert ray.is_initialized() is joins
+        ray.shutdown()
