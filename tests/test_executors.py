@@ -119,6 +119,27 @@ def test_a_node_s_files_are_named_as_the_driver_has_them() -> None:
     assert found.what == "bad node in /data/build/variants/cpu/model.onnx"
 
 
+def test_a_node_that_joined_later_refuses_another_driver_s_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ray:
+        """A worker's side of Ray: where it is, and an actor that takes any report."""
+
+        remote = staticmethod(lambda *_: None)
+        begin = report = property(lambda self: self)
+
+        def get_runtime_context(self) -> Ray:
+            return self
+
+        def get_node_id(self) -> str:
+            return "abc"
+
+    monkeypatch.setattr(worker, "library", Ray)
+    work = worker.Work(key="k", function=print, graphs=(), arguments=(), software={"onnxruntime": "1.0"})
+    done = worker.run(work, Ray())
+    assert done.value is None
+    assert isinstance(done.error, MissingError)
+    assert "and the driver has 1.0" in done.error.what
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingError, match="needs Ray, which is not installed") as caught:

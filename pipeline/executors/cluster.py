@@ -49,7 +49,8 @@ class Cluster:
         self._attempts: dict[str, int] = {}
         try:
             self.nodes = _nodes()
-            check_alike(self.nodes, this_machine())
+            driver = this_machine()
+            check_alike(self.nodes, driver)
         except BaseException:
             self.close()
             raise
@@ -57,6 +58,7 @@ class Cluster:
         stay = scheduling().NodeAffinitySchedulingStrategy(here, soft=False)
         self._watch = self._ray.remote(worker.Watch).options(num_cpus=0, scheduling_strategy=stay).remote()
         self._run = self._ray.remote(worker.run)
+        self.software = driver.software
         self._hosts = {node.id: node.host for node in self.nodes}
 
     def submit(self, work: Work, placement: Placement, *, cpus: int = 1) -> Submitted:

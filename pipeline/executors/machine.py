@@ -30,6 +30,14 @@ class Machine:
     tensorrt: dict[Flavour, str]
 
 
+def differing(driver: dict[str, str], there: dict[str, str]) -> str:
+    """Return the first package whose version is not the driver's, with both versions; empty if all are."""
+    for package, version in driver.items():
+        if there.get(package) != version:
+            return f"{package} {there.get(package)}, and the driver has {version}"
+    return ""
+
+
 def this_machine() -> Machine:
     """Return the facts of the machine that runs this."""
     software = {name: importlib.metadata.version(name) for name in ("numpy", "onnx", "onnx-ir", "onnxruntime", "numba")}

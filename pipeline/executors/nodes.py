@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engines.target import Target
 from engines.tensorrt.flavour import Flavour
 from pipeline.errors import MissingError
-from pipeline.executors.machine import Machine
+from pipeline.executors.machine import Machine, differing
 from pipeline.notices import notice
 
 RESOURCE = "accelerator_type:"
@@ -95,14 +95,8 @@ def check_alike(nodes: Sequence[Node], driver: Machine) -> None:
         MissingError: Names the node, the package and both versions.
     """
     for node in nodes:
-        there = node.machine.software
-        for package, version in driver.software.items():
-            if there.get(package) != version:
-                raise MissingError(
-                    f"The node {node.host} has {package} {there.get(package)}, and the driver has {version}.",
-                    where="executor: ray",
-                    fix="Start every node from one image or environment: other versions compute other bytes.",
-                )
+        if other := differing(driver.software, node.machine.software):
+            raise unlike(node.host, other)
     processors = {driver.processor, *(node.machine.processor for node in nodes)}
     if len(processors) > 1:
         notice(
@@ -111,6 +105,15 @@ def check_alike(nodes: Sequence[Node], driver: Machine) -> None:
             "differently: statistics need not be those of one machine, bit for bit.",
             where="executor: ray",
         )
+
+
+def unlike(host: str, other: str) -> MissingError:
+    """Return the error for a node with other software than the driver's."""
+    return MissingError(
+        f"The node {host} has {other}.",
+        where="executor: ray",
+        fix="Start every node from one image or environment: other versions compute other bytes.",
+    )
 
 
 def shard_cpus(nodes: Sequence[Node], threads: int) -> int:

@@ -78,6 +78,7 @@ class RayExecutor:
                 function=collect_shard,
                 graphs=(graph,),
                 arguments=(wanted, part, replace(options, threads=cpus)),
+                software=self._cluster.software,
             )
             submitted[key] = self._cluster.submit(work, _ANYWHERE, cpus=cpus)
             batches[key] = len(part.references)
@@ -113,7 +114,13 @@ class RayExecutor:
             if path not in self._sent:
                 self._sent[path] = send(path)
         graphs = tuple(self._sent[path] for path in task.graphs)
-        work = Work(key=task.name, function=task.function, graphs=graphs, arguments=task.arguments)
+        work = Work(
+            key=task.name,
+            function=task.function,
+            graphs=graphs,
+            arguments=task.arguments,
+            software=self._cluster.software,
+        )
         submitted = self._cluster.submit(work, placement)
 
         def wait(scratch: Path, progress: Progress) -> Any:

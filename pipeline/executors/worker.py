@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,8 @@ import numpy as np
 from calibrators.collector import CollectOptions, Request, Statistics, collect
 from pipeline.errors import PipelineError
 from pipeline.executors.library import library
-from pipeline.executors.machine import Machine, this_machine
+from pipeline.executors.machine import Machine, differing, this_machine
+from pipeline.executors.nodes import unlike
 from pipeline.executors.sending import Sent, received
 from pipeline.notices import Notice, collecting
 from pipeline.types import Feeds, Progress
@@ -32,12 +34,14 @@ class Work:
         function: As :class:`pipeline.executors.executor.Task` has it.
         graphs: The files it reads.
         arguments: What else it takes.
+        software: The driver's: a node that joined after the driver looked is asked here.
     """
 
     key: str
     function: Callable[..., Any]
     graphs: tuple[Sent, ...]
     arguments: tuple[Any, ...]
+    software: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,8 @@ def run(work: Work, watch: Any) -> Done:
     failed: PipelineError | None = None
     with tempfile.TemporaryDirectory(prefix="enginewright-") as folder, collecting() as notices:
         try:
+            if other := differing(work.software, this_machine().software):
+                raise unlike(platform.node(), other)
             graphs = [received(sent, Path(folder, str(i))) for i, sent in enumerate(work.graphs)]
             scratch = Path(folder, "scratch")
             scratch.mkdir()
