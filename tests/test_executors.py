@@ -19,7 +19,7 @@ from pipeline.cli import app
 from pipeline.errors import EngineError, MissingError, RecipeError
 from pipeline.executors import library, worker
 from pipeline.executors.machine import Machine, this_machine
-from pipeline.executors.nodes import Node, accelerator, check_alike, place, shard_cpus, shards_at_once
+from pipeline.executors.nodes import Node, Placement, accelerator, check_alike, place, shard_cpus, shards_at_once
 from pipeline.executors.sending import Sent
 from pipeline.notices import collecting
 from pipeline.recipe import parse
@@ -73,6 +73,15 @@ def test_tensorrt_for_rtx_takes_the_target_s_node_or_any() -> None:
     own, any_ = (place(nodes, target(name), Flavour.RTX) for name in ("a100", "rtx4090"))
     assert (own.resource, own.gpus, own.tensorrt) == ("accelerator_type:A100", 0, "1.7")
     assert (any_.resource, any_.gpus) == (None, 0)
+
+
+def test_a_task_fits_where_everything_that_it_takes_is() -> None:
+    on_gpu = place([node("y", "A100")], target("a100"), Flavour.TENSORRT)
+    assert on_gpu.fits({"CPU": 4, "GPU": 1, "accelerator_type:A100": 1})
+    assert not on_gpu.fits({"CPU": 4, "accelerator_type:A100": 1})
+    assert not on_gpu.fits({"CPU": 4, "GPU": 1, "accelerator_type:H100": 1})
+    # After the large node is lost, a shard of 8 CPUs must not wait for the small one for ever.
+    assert [Placement(cpus=8).fits({"CPU": cpus}) for cpus in (4, 8)] == [False, True]
 
 
 def test_nodes_of_one_accelerator_have_one_tensorrt() -> None:

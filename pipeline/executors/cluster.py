@@ -61,9 +61,9 @@ class Cluster:
         self.software = driver.software
         self._hosts = {node.id: node.host for node in self.nodes}
 
-    def submit(self, work: Work, placement: Placement, *, cpus: int = 1) -> Submitted:
+    def submit(self, work: Work, placement: Placement) -> Submitted:
         """Start a task on a node that the placement allows."""
-        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": placement.gpus, "max_retries": RETRIES}
+        options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "max_retries": RETRIES}
         if placement.resource is not None:
             options["resources"] = {placement.resource: 0.001}
         reference = self._run.options(**options).remote(work, self._watch)
@@ -94,7 +94,7 @@ class Cluster:
                 found[key] = self._result(key, reference)
             show(states)
             nodes = self._ray.nodes()
-            homeless = [submitted for submitted in left.values() if not _possible(nodes, submitted.placement)]
+            homeless = [submitted for submitted in left.values() if not _fits(nodes, submitted.placement)]
             for submitted in homeless:
                 if submitted.placement.resource is not None and not submitted.placement.gpus:
                     moved = self._move(left.pop(submitted.reference))
@@ -160,7 +160,7 @@ class Cluster:
         return self.submit(submitted.work, replace(submitted.placement, resource=None))
 
     def _wait_for_a_node(self, submitted: Submitted, seconds: float) -> None:
-        key, needed = submitted.work.key, submitted.placement.resource or "a CPU"
+        key, needed = submitted.work.key, submitted.placement.needs
         notice(
             "no-node-left",
             f"No node with {needed} is left for {key}; waiting up to {WAIT_FOR_NODE_SECONDS:.0f} s for one to join.",
@@ -214,9 +214,8 @@ def _nodes() -> tuple[Node, ...]:
     return tuple(sorted(found, key=lambda node: node.id))
 
 
-def _possible(nodes: list[dict[str, Any]], placement: Placement) -> bool:
-    needed = placement.resource or "CPU"
-    return any(n["Alive"] and n["Resources"].get(needed, 0) > 0 for n in nodes)
+def _fits(nodes: list[dict[str, Any]], placement: Placement) -> bool:
+    return any(n["Alive"] and placement.fits(n["Resources"]) for n in nodes)
 
 
 def _last_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engines.target import Target
@@ -39,14 +39,26 @@ class Placement:
     """Where a task may run.
 
     Attributes:
-        resource: What its node must have; ``None`` is any node with a CPU.
+        resource: What its node must have; ``None`` is any node with the CPUs.
+        cpus: CPUs that it takes.
         gpus: GPUs that it takes.
         tensorrt: Version there; ``None`` if it is not installed.
     """
 
-    resource: str | None
-    gpus: int
-    tensorrt: str | None
+    resource: str | None = None
+    cpus: int = 1
+    gpus: int = 0
+    tensorrt: str | None = None
+
+    @property
+    def needs(self) -> str:
+        """What a node must have, in words."""
+        return self.resource or f"{self.cpus} CPU{'' if self.cpus == 1 else 's'}"
+
+    def fits(self, resources: Mapping[str, float]) -> bool:
+        """Return whether a node with these resources in all could ever take the task."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus, **({self.resource: 0.001} if self.resource else {})}
+        return all(resources.get(name, 0) >= amount for name, amount in wanted.items())
 
 
 def accelerator(device: Target) -> str:

@@ -26,8 +26,6 @@ from pipeline.types import CalibrationData, Feeds, Progress
 SHARDS_EACH = 2
 """Shards for every place that runs one: when a node is lost half of its work is done, and fast nodes take more of them."""
 
-_ANYWHERE = Placement(resource=None, gpus=0, tensorrt=None)
-
 
 class RayExecutor:
     """Sends work to the cluster that ``RAY_ADDRESS`` names, or to the one on this machine.
@@ -80,7 +78,7 @@ class RayExecutor:
                 arguments=(wanted, part, replace(options, threads=cpus)),
                 software=self._cluster.software,
             )
-            submitted[key] = self._cluster.submit(work, _ANYWHERE, cpus=cpus)
+            submitted[key] = self._cluster.submit(work, Placement(cpus=cpus))
             batches[key] = len(part.references)
 
         def show(states: States) -> None:
