@@ -34,6 +34,7 @@ WIDTH = 100
 
 _TITLES = {
     "write": "write model",
+    "send": "read and send data",
     "tune": "choose ranges",
     "validate": "validate: outputs",
     "task": "validate: task",

@@ -19,7 +19,9 @@ RETRIES = 3
 """How often a task starts again when its node or its process is lost."""
 WAIT_FOR_NODE_SECONDS = 120.0
 """How long a task waits for a node after the last one that could run it was lost: a pod takes about a minute to return."""
-_POLL_SECONDS = 0.25
+_POLL_SECONDS = 0.5
+_NODES_SECONDS = 2.0
+"""How often the list of nodes is looked at: it comes from the head."""
 _PROBE_SECONDS = 180.0
 
 States = Mapping[str, State]
@@ -85,6 +87,7 @@ class Cluster:
         left = {submitted.reference: submitted for submitted in wanted.values()}
         found: dict[str, Done] = {}
         waiting_since: float | None = None
+        looked = time.monotonic()
         while left:
             ready, _ = self._ray.wait(list(left), num_returns=len(left), timeout=_POLL_SECONDS)
             states: States = self._ray.get(self._watch.read.remote())
@@ -93,7 +96,9 @@ class Cluster:
                 key = left.pop(reference).work.key
                 found[key] = self._result(key, reference)
             show(states)
-            nodes = self._ray.nodes()
+            if time.monotonic() - looked < _NODES_SECONDS:
+                continue
+            nodes, looked = self._ray.nodes(), time.monotonic()
             homeless = [submitted for submitted in left.values() if not _fits(nodes, submitted.placement)]
             for submitted in homeless:
                 if submitted.placement.resource is not None and not submitted.placement.gpus:

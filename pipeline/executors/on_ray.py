@@ -69,7 +69,7 @@ class RayExecutor:
         graph, wanted, call = send(model), list(requests), next(self._calls)
         submitted: dict[str, Submitted] = {}
         batches: dict[str, int] = {}
-        for index, part in enumerate(_parts(data, shards)):
+        for index, part in enumerate(_parts(data, shards, progress)):
             key = f"calibrate/{call}/{index}"
             work = Work(
                 key=key,
@@ -142,18 +142,20 @@ def _value(done: Done) -> Any:
     return done.value
 
 
-def _parts(data: CalibrationData, shards: int) -> Iterator[Batches]:
+def _parts(data: CalibrationData, shards: int, progress: Progress) -> Iterator[Batches]:
     """Put the batches into the object store and yield them in at most ``shards`` parts, each as soon as it is read.
 
     Parts are runs of neighbouring batches, about equal: data tells its samples, and batches may differ in size.
     """
     ray = library()
     references: list[Any] = []
-    samples, size = 0, 0
+    samples, size, read = 0, 0, 0
     for feeds in data:
         size = size or _batches_each(data, feeds, shards)
         references.append(ray.put(feeds))
         samples += batch_rows(feeds)
+        read += batch_rows(feeds)
+        progress("send", min(read, len(data)), len(data))
         if len(references) == size:
             yield Batches(references=tuple(references), samples=samples)
             references, samples = [], 0

@@ -68,6 +68,7 @@ class Nodes:
 def nodes() -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # 15 if not set: a busy machine would hardly run the nodes
         started = Nodes()
         patch.setenv("RAY_ADDRESS", started.address)
         yield started
