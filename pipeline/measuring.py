@@ -104,7 +104,7 @@ def _wanted(recipe: Recipe, directory: Path, asked: Sequence[str]) -> list[Targe
 
 
 def _here(recipe: Recipe, directory: Path, wanted: Sequence[Target]) -> Recipe:
-    """Return the recipe as far as this machine can follow it: these targets, the kept samples, no task, no cluster."""
+    """Return the recipe as far as this machine can follow it: these targets, the kept samples, no task or prompts, no cluster."""
     section = recipe.validate_.model_copy(
         update={
             "data": str(directory / HELD_OUT),
@@ -113,6 +113,7 @@ def _here(recipe: Recipe, directory: Path, wanted: Sequence[Target]) -> Recipe:
             "preprocessing": None,
             "task": None,
             "labels": None,
+            "prompts": None,
             "kept_samples": 0,
         }
     )

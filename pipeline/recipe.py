@@ -127,6 +127,8 @@ class Source(Section):
     """Needed for ``module`` and ``pt2``: their code runs on this machine, in a child process."""
     opset: int = Field(default=21, ge=21, le=23)
     """Opset of the exported graph."""
+    kv_cache: bool = False
+    """A causal language model in ``huggingface`` is exported with past keys and values as inputs (``past_key_values.N.key``) and outputs (``present.N.key``): one graph prefills and decodes (docs/language-models.md)."""
     strip_quantization: bool = False
     """Take existing Q/DQ pairs out of the graph first; without it a quantized model is refused."""
 
@@ -135,6 +137,8 @@ class Source(Section):
         given = [k for k in ("onnx", "huggingface", "module", "pt2") if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(f"name exactly one of onnx, huggingface, module, pt2 (found {', '.join(given) or 'none'})")
+        if self.kv_cache and self.huggingface is None:
+            raise ValueError("kv_cache is for huggingface sources; an .onnx file has a cache or has none")
         return self
 
 
@@ -245,6 +249,10 @@ class Validation(Data):
     """File with the task's labels (see docs/validation.md); for ``perplexity`` a text, scored instead of ``data``."""
     stride: int | None = Field(default=None, ge=1)
     """For ``perplexity`` of a text: tokens from one window of ``max_length`` to the next; no overlap if not given."""
+    prompts: str | None = None
+    """Texts for a causal language model to continue, one a line (``.txt``, or ``.jsonl`` with ``template``): greedily, FP32 and each engine side by side."""
+    new_tokens: int = Field(default=32, ge=1)
+    """For ``prompts``: most tokens to add to each."""
     per_layer: bool = False
     """Also rank the layers by what each one loses."""
     latency: bool = True
@@ -377,7 +385,7 @@ class Recipe(Section):
 
 PATHS = (
     *("source.onnx", "source.huggingface", "source.pt2", "calibration.data", "calibration.tokenizer"),
-    *("validate.data", "validate.tokenizer", "validate.labels", "costs"),
+    *("validate.data", "validate.tokenizer", "validate.labels", "validate.prompts", "costs"),
     *("calibration.cache", "builder.timing_cache", "builder.plugin_libraries"),
 )
 """Keys whose value may be a path; a relative one in a YAML file starts at the file's folder."""

@@ -145,6 +145,8 @@ class Role(StrEnum):
     LINEAR = "linear"
     """A GEMM with a constant weight that is none of the above."""
     RESIDUAL_ADD = "residual_add"
+    KV_CACHE = "kv_cache"
+    """Joins past keys or values of a cache and new ones; its precision is what the cache is stored in."""
     OTHER = "other"
 
 

@@ -196,9 +196,9 @@ def _nonfinite(arrays: list[Array], key: str, name: str) -> bool:
 
 
 def _constant(arrays: list[Array], key: str, name: str) -> bool:
-    """Say that an input is the same in every sample, unless it is one that often is, or a scalar."""
+    """Say that an input is the same in every sample, unless it is one that often is, a scalar, or empty (a cache)."""
     rows = [row for array in arrays if array.ndim for row in array]
-    if key in _MAY_BE_CONSTANT or len(rows) < 2:
+    if key in _MAY_BE_CONSTANT or len(rows) < 2 or not rows[0].size:
         return False
     constant = all(row.shape == rows[0].shape and np.array_equal(row, rows[0]) for row in islice(rows, 1, None))
     if constant:

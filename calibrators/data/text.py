@@ -1,6 +1,7 @@
 """Reader of text: records through a template and a tokenizer to whatever a transformer takes.
 
-Makes ``input_ids``, ``attention_mask``, ``token_type_ids`` and ``position_ids``, those of them that the model has.
+Makes ``input_ids``, ``attention_mask``, ``token_type_ids`` and ``position_ids``, those of them that the model has. A key-value
+cache is empty: every text starts anew.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from calibrators.data.records import records
 from calibrators.data.spec import DataSpec
 from calibrators.data.template import Template
 from calibrators.data.tokenizer import TextTokenizer, load_tokenizer
+from pipeline import kv_cache
 from pipeline.errors import DataError
 from pipeline.model import sha256
 from pipeline.notices import notice
@@ -150,7 +152,12 @@ class Encoder:
         # The first real token is at position 0 on whichever side the padding is; padding gets a valid position.
         positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
         made: dict[str, Array] = dict(zip(MADE, (ids, mask, types, positions), strict=True))
-        return {info.name: made[info.name].astype(info.dtype, copy=False) for info in self.fit.inputs}
+        return {
+            info.name: kv_cache.empty(info, len(samples))
+            if kv_cache.is_past(info.name)
+            else made[info.name].astype(info.dtype, copy=False)
+            for info in self.fit.inputs
+        }
 
 
 def encoder_of(spec: DataSpec, inputs: Sequence[TensorInfo]) -> Encoder:
@@ -202,6 +209,9 @@ def encoder_of(spec: DataSpec, inputs: Sequence[TensorInfo]) -> Encoder:
 
 def _check_input(info: TensorInfo) -> None:
     name = info.name.lower()
+    if kv_cache.is_past(info.name):
+        kv_cache.empty(info, 1)
+        return
     if info.name not in MADE:
         cached = any(part in name for part in ("past", "cache", ".key", ".value"))
         raise DataError(
@@ -209,7 +219,7 @@ def _check_input(info: TensorInfo) -> None:
             if cached
             else f"The model's input {info.name!r} cannot be made from text; {', '.join(MADE)} can.",
             where=f"input {info.name}",
-            fix="Export the model without cache (use_cache=False)."
+            fix="Export the model with source.kv_cache, whose inputs are named past_key_values.<layer>.key and .value."
             if cached
             else "Give the data as .npz with an array per input.",
         )
@@ -228,7 +238,8 @@ def _check_input(info: TensorInfo) -> None:
 
 
 def _fixed_length(inputs: Sequence[TensorInfo]) -> int | None:
-    fixed = {info.name: info.shape[1] for info in inputs if isinstance(info.shape[1], int)}
+    tokens = [info for info in inputs if not kv_cache.is_past(info.name)]
+    fixed = {info.name: info.shape[1] for info in tokens if isinstance(info.shape[1], int)}
     if len(set(fixed.values())) > 1:
         raise DataError(
             f"The model's inputs have different fixed lengths: {fixed}.",

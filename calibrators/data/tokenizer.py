@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class TextTokenizer:
         max_length: Longer sequences are cut to this many tokens, special tokens included.
         pad_id: Token id of padding; ``None`` if the tokenizer has neither a pad nor an eos token.
         pad_type_id: Token type of padding.
+        eos_id: Token id of the end of a text; ``None`` if the tokenizer names none.
         pad_left: Whether padding comes first, as decoders want it.
         files: Every file that decides the tokens.
     """
@@ -33,6 +34,7 @@ class TextTokenizer:
     pad_id: int | None
     pad_type_id: int
     pad_left: bool
+    eos_id: int | None
     files: tuple[Path, ...]
     _tokenizer: Any
 
@@ -40,6 +42,10 @@ class TextTokenizer:
         """Return token ids and token type ids of a text, each ``[tokens]`` int64, special tokens added."""
         encoding = self._tokenizer.encode(text)
         return np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens."""
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def to_json(self) -> str:
         """Return the tokenizer as the text of a ``tokenizer.json``, with its truncation and without padding."""
@@ -82,11 +88,13 @@ def load_tokenizer(path: Path, *, max_length: int) -> TextTokenizer:
             fix="Raise max_length.",
         )
     tokenizer.enable_truncation(length, direction=config.get("truncation_side", "right"))
+    eos = _token("eos_token", list(side.values()))
     return TextTokenizer(
         max_length=length,
         pad_id=_pad_id(tokenizer, list(side.values()), own_padding, file),
         pad_type_id=int(config.get("pad_token_type_id", 0)),
         pad_left=config.get("padding_side", own_padding.get("direction", "right")) == "left",
+        eos_id=_id(tokenizer, eos, "eos_token", file) if eos is not None else None,
         files=(file, *(file.with_name(name) for name in side)),
         _tokenizer=tokenizer,
     )

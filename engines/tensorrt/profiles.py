@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline import kv_cache
 from pipeline.errors import RecipeError
 from pipeline.types import TensorInfo
 
@@ -26,6 +27,8 @@ def derive(
     inputs: Sequence[TensorInfo], shapes: Mapping[str, tuple[int, ...]], *, max_batch_size: int = 0
 ) -> tuple[Profile, ...]:
     """Return the one profile that covers batches from 1 to the largest, other free dimensions from 1 to their usual size.
+
+    The past of a key-value cache begins at 0, which is prefill.
 
     Args:
         inputs: The model's inputs; the first axis is the batch where its size is free.
@@ -49,7 +52,8 @@ def derive(
             if isinstance(size, int):
                 low = high = best = size
             else:
-                low, best, high = 1, given, (max_batch_size or given) if axis == 0 else given
+                low = least_size(info, axis)
+                best, high = given, (max_batch_size or given) if axis == 0 else given
             least.append(low)
             opt.append(min(best, high))
             most.append(high)
@@ -102,9 +106,14 @@ def _check_range(given: ShapeRange, info: TensorInfo, where: str) -> None:
             raise RecipeError(
                 f"Input {info.name} has a fixed size of {size} in dimension {axis}.", where=where, fix=f"Write {size}."
             )
-        if not 0 < low <= best <= high:
+        if not least_size(info, axis) <= low <= best <= high:
             raise RecipeError(
                 f"Input {info.name}: min {low}, opt {best}, max {high} in dimension {axis} are not in order.",
                 where=where,
-                fix="Every dimension needs 0 < min <= opt <= max.",
+                fix="Every dimension needs 0 < min <= opt <= max (a cache's past may begin at 0).",
             )
+
+
+def least_size(info: TensorInfo, axis: int) -> int:
+    """Return the least size of a free dimension: 1, or 0 for the length of a key-value cache."""
+    return 0 if kv_cache.is_past(info.name) and axis == 2 else 1

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pipeline import kv_cache
 from pipeline.types import Array, Feeds, TensorInfo
 
 SIZES = ((2, 16), (1, 16), (2, 32), (1, 64), (1, 224))
@@ -19,7 +20,7 @@ def samples(inputs: Sequence[TensorInfo], *, seed: int = 0) -> Iterator[Feeds]:
     """Yield inputs of growing size until the caller finds one that the model accepts.
 
     The same symbol gets the same number; an unnamed dimension counts as batch on axis 0. Masks are ones, positions
-    count up, token types are zeros, other integers are ids in [0, 3], floats are standard normal.
+    count up, token types are zeros, other integers are ids in [0, 3], floats are standard normal. A key-value cache is empty.
     """
     dynamic = any(not isinstance(dim, int) for info in inputs for dim in info.shape)
     for batch, length in SIZES if dynamic else SIZES[:1]:
@@ -27,12 +28,14 @@ def samples(inputs: Sequence[TensorInfo], *, seed: int = 0) -> Iterator[Feeds]:
         numbers = {
             dim: batch for info in inputs for dim in info.shape[:1] if isinstance(dim, str) and dim
         }  # a symbol on any first axis is the batch
-        yield {
-            info.name: _array(
-                info, [_size(dim, axis, numbers, batch, length) for axis, dim in enumerate(info.shape)], rng
-            )
-            for info in inputs
-        }
+        yield {info.name: _array(info, _shape(info, numbers, batch, length), rng) for info in inputs}
+
+
+def _shape(info: TensorInfo, numbers: dict[str, int], batch: int, length: int) -> list[int]:
+    shape = [_size(dim, axis, numbers, batch, length) for axis, dim in enumerate(info.shape)]
+    if kv_cache.is_past(info.name) and len(shape) == 4 and not isinstance(info.shape[2], int):
+        shape[2] = 0
+    return shape
 
 
 def _size(dim: int | str | None, axis: int, numbers: dict[str, int], batch: int, length: int) -> int:

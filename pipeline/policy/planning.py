@@ -201,6 +201,8 @@ def _decide(
 def _why_not(candidate: Candidate, precision: Precision, alone: QuantSpec | None, family: str, *, dynamic: bool) -> str:
     """Return why a node cannot be quantized, ``""`` if it can."""
     kind = candidate.node.op_type
+    if candidate.role.role is Role.KV_CACHE:
+        return _why_no_cache(precision, dynamic=dynamic)
     if candidate.operands is not None:
         if alone is not None:
             return _why_not_alone(candidate, precision, alone, family)
@@ -212,6 +214,12 @@ def _why_not(candidate: Candidate, precision: Precision, alone: QuantSpec | None
     if kind == "Gather":
         return "its table is no constant matrix that is read by rows"
     return f"{kind} has no quantized form"
+
+
+def _why_no_cache(precision: Precision, *, dynamic: bool) -> str:
+    if precision in WEIGHT_ONLY:
+        return "a cache is stored in INT8 or FP8"
+    return "a cache needs one scale for all steps, and activations are dynamic" if dynamic else ""
 
 
 def _why_not_alone(candidate: Candidate, precision: Precision, spec: QuantSpec, family: str) -> str:

@@ -32,6 +32,9 @@ def emulate(variant: Path, out: Path, *, like: Path) -> Path:
     for node in list(graph):
         if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].dtype is _FP4:
             _dequantized(graph, node)
+    for value in graph.inputs:  # a cache in BF16
+        if value.dtype is _BF16:
+            value.dtype = _FLOAT
     for node in list(graph):
         _widened(graph, node)
     for value in graph.initializers.values():

@@ -1,5 +1,7 @@
 """FP16 or BF16 everywhere but in the islands that the plan keeps in FP32: a strongly typed graph, its inputs and outputs as before.
 
+A key-value cache alone is an input and output in 16 bits, because nobody but the model reads it.
+
 Casts stand only where the type changes, one for each tensor and type. Constants are cast by value and saturate at
 FP16's ±65504, so that an attention mask of the most negative float stays finite and a fully masked row gives no NaN.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from pipeline import kv_cache
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.half_types import (
     FLOAT,
@@ -45,6 +48,10 @@ class _Caster:
         self.halved: set[ir.Value] = set()
 
     def run(self) -> None:
+        for value in self.graph.inputs:
+            if kv_cache.is_past(value.name or "") and is_float(value, FLOAT):
+                value.dtype = self.half
+                self.halved.add(value)
         for node in list(self.graph):
             self._node(node)
         self._outputs()
@@ -123,11 +130,14 @@ class _Caster:
     def _outputs(self) -> None:
         for index, value in enumerate(self.graph.outputs):
             producer, name = value.producer(), value.name
-            if value not in self.halved or producer is None:
+            wanted = self.half if kv_cache.is_present(name or "") else FLOAT
+            if value.dtype not in (self.half, FLOAT) or value.dtype is wanted or producer is None:
                 continue
-            value.name = self._free(f"{name}_{self.short}")
-            node = ir.node("Cast", [value], attributes={"to": FLOAT.value}, name=self._free(f"{name}_Cast"))
-            node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, FLOAT, value.shape
+            if wanted is FLOAT and value not in self.halved:  # it was in 16 bits before
+                continue
+            value.name = self._free(f"{name}_computed")
+            node = ir.node("Cast", [value], attributes={"to": wanted.value}, name=self._free(f"{name}_Cast"))
+            node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, wanted, value.shape
             self.graph.append(node)
             self.graph.outputs[index] = node.outputs[0]
 

@@ -12,8 +12,9 @@ from pipeline.graph.operands import Operands, operands, output_bias
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize import nbits
 from pipeline.quantize.sites import Site, sites
+from pipeline.quantize.stored_cache import store_quantized
 from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, round_to_nearest, stored_scale
-from pipeline.types import Array, QuantSpec, Range
+from pipeline.types import Array, QuantSpec, Range, Role
 
 
 class Inserter:
@@ -53,6 +54,9 @@ class Inserter:
         quantized = [(self.nodes[n.node], n) for n in self.plan.quantized()]
         found = {n.name: operands(n) for n, _ in quantized}
         self.activations()
+        for node, entry in quantized:
+            if entry.role is Role.KV_CACHE:
+                store_quantized(self, node)
         for node, entry in quantized:
             what = found[node.name]
             if what is None or what.weight is None:
@@ -104,7 +108,7 @@ class Inserter:
             reader.replace_input_with(index, dequantize.outputs[0])
             self.scales[reader.name or "", index] = np.asarray(scale)
         if site.readers is None and value.is_graph_output():
-            self._take_over_output(value, dequantize.outputs[0])
+            self.give_output(value, dequantize.outputs[0])
 
     def _weight(self, node: ir.Node, what: Operands, spec: QuantSpec) -> None:
         assert what.weight is not None
@@ -304,7 +308,8 @@ class Inserter:
         else:
             self.graph.insert_after(producer, new)
 
-    def _take_over_output(self, value: ir.Value, replacement: ir.Value) -> None:
+    def give_output(self, value: ir.Value, replacement: ir.Value) -> None:
+        """Make ``replacement`` the graph output that ``value`` was, under its name."""
         name, index = value.name, list(self.graph.outputs).index(value)
         value.name = self._free(f"{name}_float")
         replacement.name = name

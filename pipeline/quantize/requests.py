@@ -12,7 +12,7 @@ from pipeline.policy.planning import plan, smoothing_for
 from pipeline.quantize.sites import sites
 from pipeline.quantize.smoothing import groups
 from pipeline.recipe import PolicyConfig, Preset, RuleConfig
-from pipeline.types import NodeRole, Precision
+from pipeline.types import NodeRole, Precision, Role
 
 
 def requests(model: ir.Model, roles: dict[str, NodeRole], policies: Mapping[str, PolicyConfig]) -> tuple[Request, ...]:
@@ -48,4 +48,5 @@ def requests(model: ir.Model, roles: dict[str, NodeRole], policies: Mapping[str,
 def _everything(model: ir.Model) -> PolicyConfig:
     kinds = sorted({n.op_type for n in model.graph if operands(n) is not None and n.op_type != "Add"})
     rules = tuple(RuleConfig(op_type=k, precision=Precision.INT8) for k in kinds)
+    rules += (RuleConfig(role=Role.KV_CACHE, precision=Precision.INT8),)
     return PolicyConfig(preset=Preset.INT8_ALL, rules=rules)

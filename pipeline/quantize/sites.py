@@ -55,6 +55,14 @@ def sites(model: ir.Model, plan: PrecisionPlan) -> tuple[Site, ...]:
     gemms = plan.family != "cpu"
     for node in model.graph:
         entry = entries.get(node.name or "")
+        if entry is not None and entry.role is Role.KV_CACHE and entry.precision.quantized:
+            # Symmetric on every target, as the second operand of the attention matmuls that read the cache.
+            spec = plan.formats[entry.precision].second
+            assert spec is not None
+            key = (_name(node.inputs[1]), spec)
+            readers.setdefault(key, []).append((node.name or "", 1))
+            roles.setdefault(key, []).append(entry.role)
+            continue
         found = operands(node)
         if entry is None or not entry.precision.quantized or found is None:
             continue

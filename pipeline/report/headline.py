@@ -20,8 +20,8 @@ class Headline:
         verdict: What the gates say.
         size: Engine size beside FP32's.
         size_share: Engine bytes over FP32 bytes; ``None`` if not measured.
-        accuracy: The worst output, and the task.
-        latency: Per batch size, beside FP32.
+        accuracy: The worst output, the task, and generation.
+        latency: Per batch size, and of a token in generation, beside FP32.
         slower: Batch sizes at which the engine is slower than FP32, with both medians; empty if none is.
         simulated: The accuracy is of a simulation, not of the engine.
     """
@@ -104,7 +104,8 @@ def _headline(report: Report, name: str) -> Headline:
             f"batch {r.batch}: {milliseconds(r.p50)}"
             + (f", {r.beside[0]} {milliseconds(r.beside[1].p50)} ({times(r.beside[2])})" if r.beside else "")
             for r in rows
-        ),
+        )
+        + tuple(_step(validation)),
         slower=tuple(
             f"batch {r.batch} takes {milliseconds(r.p50)}, {r.beside[0]} {milliseconds(r.beside[1].p50)}"
             for r in rows
@@ -125,7 +126,28 @@ def _accuracy(validation: Validation) -> list[str]:
             f"{metric if metric == task.name else f'{task.name} {metric}'}: {number(value)}, FP32 {number(task.fp32.get(metric))}"
             for metric, value in task.engine.items()
         ]
-    return lines
+    return lines + _generation(validation)
+
+
+def _generation(validation: Validation) -> list[str]:
+    found = validation.generation
+    if found is None:
+        return []
+    same = sum(row.identical for row in found.prompts)
+    return [
+        f"generation: {percent(found.token_agreement)} of FP32's {found.tokens} tokens, "
+        f"{same} of {len(found.prompts)} continuations identical"
+    ]
+
+
+def _step(validation: Validation) -> list[str]:
+    found = validation.generation
+    if found is None or found.engine_step_ms is None or found.fp32_step_ms is None:
+        return []
+    ratio = found.fp32_step_ms / found.engine_step_ms
+    return [
+        f"token by token: {milliseconds(found.engine_step_ms)}, FP32 {milliseconds(found.fp32_step_ms)} ({times(ratio)})"
+    ]
 
 
 def describe_output(name: str, metrics: OutputMetrics) -> str:

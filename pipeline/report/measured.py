@@ -83,6 +83,39 @@ class Task(Part):
     engine: Sorted[float | None]
 
 
+class Generated(Part):
+    """One prompt, continued greedily by FP32 and by the engine."""
+
+    prompt: str
+    fp32: str
+    engine: str
+    tokens: int
+    """How many tokens FP32 added."""
+    agreed_tokens: int
+    """How many of these the engine names, each given FP32's tokens before it."""
+    same_tokens: int
+    """How many tokens the two continuations share from the start."""
+    identical: bool
+
+
+class Generation(Part):
+    """Greedy generation side by side, with the models' key-value caches where they have one."""
+
+    prompts: tuple[Generated, ...]
+    new_tokens: int
+    """Most tokens added to a prompt."""
+    tokens: int
+    """Tokens that FP32 added in all."""
+    token_agreement: float
+    """Share of them that the engine names, each given FP32's tokens before it."""
+    identical: float
+    """Share of the prompts with the same continuation."""
+    fp32_step_ms: float | None
+    """FP32's median time of a step of one token, ms; null where the engine was not run."""
+    engine_step_ms: float | None
+    """The engine's."""
+
+
 class Timing(Part):
     """Milliseconds a batch."""
 
@@ -164,6 +197,7 @@ class Validation(Part):
     stages: Sorted[Sorted[OutputMetrics] | None]
     """``qdq_plain`` (optimizations off: what quantization itself costs) and ``engine``."""
     task: Task | None
+    generation: Generation | None = None
     latency_ms: Sorted[BatchLatency] | None
     """``b<batch size>`` to times."""
     engine_bytes: int | None
@@ -176,7 +210,7 @@ class Validation(Part):
 
 def nothing_measured(reason: str) -> Validation:
     """Return the validation of a target about which nothing was measured."""
-    keys = ("outputs", "task", "latency_ms", "engine_bytes", "fp32_bytes", "layers")
+    keys = ("outputs", "task", "generation", "latency_ms", "engine_bytes", "fp32_bytes", "layers")
     return Validation(
         verdict=VerdictStatus.NOT_MEASURED,
         gates=(),

@@ -59,7 +59,20 @@ def export(source: Source, out: Path, *, progress: Progress = silent) -> Exporte
     if source.huggingface is not None:
         root = hub.local_folder(source.huggingface, revision=source.revision)
         model = folder.inspect(root, task=source.task)
-        job = Job(kind="huggingface", target=str(model.path), opset=source.opset, task=model.task, pooled=model.pooled)
+        if source.kv_cache and model.task != "causal-lm":
+            raise SourceError(
+                f"Only causal language models have a key-value cache; this one is exported for {model.task}.",
+                where="source.kv_cache",
+                fix="Leave it out, or name the task: source.task: causal-lm.",
+            )
+        job = Job(
+            kind="huggingface",
+            target=str(model.path),
+            opset=source.opset,
+            task=model.task,
+            pooled=model.pooled,
+            kv_cache=source.kv_cache,
+        )
         return _run(job, out, progress, folder_path=model.path)
     _trusted(source)
     if source.module is not None:

@@ -1,7 +1,7 @@
-"""A Hugging Face folder as a traced torch program. The only module that imports transformers.
+"""A Hugging Face folder as a traced torch program. With ``cached_lm.py`` the only module that imports transformers.
 
-A causal LM is exported as it scores a whole sequence: ids and mask in, logits out, no key-value cache. A graph for
-generation token by token, with the cache as inputs and outputs, is another graph and not made here.
+A causal LM is exported as it scores a whole sequence (ids and mask in, logits out) or, with ``kv_cache``, with past keys and
+values as inputs and outputs too, so that one graph prefills and decodes token by token.
 """
 
 from __future__ import annotations
@@ -18,32 +18,38 @@ from transformers import masking_utils
 
 from pipeline.errors import SourceError
 from pipeline.notices import notice
-from pipeline.sources import samples, torch_errors, torch_export
+from pipeline.sources import cached_lm, samples, torch_errors, torch_export
 from pipeline.sources.folder import OUTPUTS, TASKS, read_json
 from pipeline.sources.torch_export import Example, Traced
 from pipeline.types import Feeds
 
 
-def trace(folder: Path, *, task: str, pooled: bool) -> Traced:
+def trace(folder: Path, *, task: str, pooled: bool, kv_cache: bool = False) -> Traced:
     """Load the model in ``folder`` and trace it with dynamic batch and, for text, sequence dimensions.
 
     Args:
         folder: As :func:`pipeline.sources.folder.inspect` accepted it.
         task: A key of :data:`pipeline.sources.folder.TASKS`.
         pooled: Also export ``pooler_output``, if the checkpoint has the pooler's weights.
+        kv_cache: Of a causal LM, make past keys and values inputs and outputs (:mod:`pipeline.kv_cache`).
 
     Raises:
-        SourceError: transformers cannot load it, weights are missing, or its inputs are of a kind that is not known.
+        SourceError: transformers cannot load it, weights are missing, its inputs are of a kind that is not known, or its
+            cache is.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model, missing = _load(folder, task)
     outputs = _outputs(model, task, missing, folder, pooled=pooled)
+    if kv_cache:
+        vocabulary, pad = int(model.config.vocab_size), _pad_token(model.config, folder)
+        cached = cached_lm.example(model, folder, vocabulary=vocabulary, pad=pad)
+        return torch_export.trace(model, cached, where=str(folder), around=_broadcast_mask)
     first, second = _samples(model, folder)
     dims = {name: {0: "batch"} if name == "pixel_values" else {0: "batch", 1: "sequence"} for name in first}
     accepted = inspect.signature(model.forward).parameters
     constants = {"return_dict": True} | ({"use_cache": False} if "use_cache" in accepted else {})
-    example = Example(kwargs={**first, **constants}, dims=dims, outputs=outputs, second=second)
+    example = Example(kwargs={**first, **constants}, dims=dims, outputs=outputs, others=(second,))
     return torch_export.trace(model, example, where=str(folder), around=_broadcast_mask)
 
 
@@ -152,7 +158,7 @@ def _broadcast_mask() -> Iterator[None]:
         padding, function = given.get("attention_mask"), given.get("mask_function")
         causal = function is masking_utils.causal_mask_function
         simple = causal or function is masking_utils.bidirectional_mask_function
-        if not simple or padding is None or given.get("use_vmap") or given.get("q_offset") or "q_length" not in given:
+        if not simple or padding is None or given.get("use_vmap") or "q_length" not in given:
             return original(**given)
         blocked = ~padding[:, None, None, :]
         if causal:

@@ -17,6 +17,7 @@ class Job:
         opset: Opset of the graph to write.
         task: For ``huggingface``: the task, a key of :data:`pipeline.sources.folder.TASKS`.
         pooled: For ``huggingface``: whether the pooler's output is wanted if its weights exist.
+        kv_cache: For ``huggingface``: whether a causal LM's keys and values are inputs and outputs.
     """
 
     kind: Literal["huggingface", "module", "pt2"]
@@ -24,6 +25,7 @@ class Job:
     opset: int
     task: str | None = None
     pooled: bool = True
+    kv_cache: bool = False
 
     def dumps(self) -> str:
         """Return the job as JSON."""

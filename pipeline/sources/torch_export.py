@@ -34,14 +34,16 @@ class Example:
         dims: Flat input name to axis to the name of a dynamic dimension (or a ``torch.export.Dim``); ``None`` makes
             axis 0 of all inputs that share the first one's size the batch.
         outputs: Keys of the result to export; empty for all.
-        second: A second set of inputs of other sizes; made from the first if not given.
+        others: More sets of inputs, of other sizes; one is made from the first if none is given.
+        call: Calls the module with ``args`` and ``kwargs``, where that is not done plainly.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     dims: Any = None
     outputs: tuple[str, ...] = ()
-    second: Feeds | None = None
+    others: tuple[Feeds, ...] = ()
+    call: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +71,13 @@ class _Flat(torch.nn.Module):
         self.model = model
         self._template = (example.args, dict(example.kwargs))
         self._outputs = example.outputs
+        self._call = example.call or (lambda module, *args, **kwargs: module(*args, **kwargs))
         self.names: list[str] = []
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         left = iter(tensors)
         args, kwargs = structure.rebuild(self._template, lambda leaf: next(left) if _is_tensor(leaf) else leaf)
-        result = self.model(*args, **kwargs)
+        result = self._call(self.model, *args, **kwargs)
         if self._outputs:
             result = {key: result[key] for key in self._outputs}
         named = _tensors(result)
@@ -117,8 +120,10 @@ def trace(
     dims = sizes.default_dims(sample) if example.dims is None else sizes.parse(example.dims, sample, where)
     sample = sizes.at_least_two(sample, dims)
     flat = _Flat(model, example)
-    second = example.second if example.second is not None else sizes.others(sample, dims)
-    cases = _references(lambda feeds: _named(flat, flat(*map(_tensor, feeds.values())), names), (sample, second), where)
+    others = example.others or (sizes.others(sample, dims),)
+    cases = _references(
+        lambda feeds: _named(flat, flat(*map(_tensor, feeds.values())), names), (sample, *others), where
+    )
     shapes = (
         tuple(
             {axis: torch.export.Dim.DYNAMIC if isinstance(d, str) else d for axis, d in dims.get(n, {}).items()} or None

@@ -63,7 +63,7 @@ def _load(job: Job) -> Traced:
     from pipeline.sources import huggingface
 
     assert job.task is not None
-    return huggingface.trace(Path(job.target), task=job.task, pooled=job.pooled)
+    return huggingface.trace(Path(job.target), task=job.task, pooled=job.pooled, kv_cache=job.kv_cache)
 
 
 def _from_factory(name: str) -> tuple[Any, Example]:

@@ -15,6 +15,7 @@ from engines.tensorrt.build import EngineBuild, build_engine, profiles_for
 from engines.tensorrt.flavour import Flavour
 from engines.tensorrt.options import BuilderOptions
 from engines.tensorrt.refusal import refused_node
+from pipeline import kv_cache
 from pipeline import model as models
 from pipeline.errors import EngineError, MissingError, PipelineError, RecipeError
 from pipeline.executors.executor import Task
@@ -242,14 +243,27 @@ def _say_if_nothing_gained(found: Check, device: Target) -> None:
 
 
 def usual_shapes(run: Run, made: Variants) -> dict[str, tuple[int, ...]]:
-    """Return a concrete shape for every input: a real batch's where the recipe has data."""
+    """Return a concrete shape for every input: a real batch's where the recipe has data.
+
+    A key-value cache, which is empty there, has as many past tokens as the batch has new ones.
+    """
     inputs = models.inputs(models.load(made.canonical.path))
     recipe = run.recipe
     data = run.open(recipe.calibration, made.exported, inputs) or run.open(recipe.validate_, made.exported, inputs)
-    if data is not None:
-        first = next(iter(data))
-        return {i.name: tuple(int(d) for d in first[i.name].shape) for i in inputs}
-    return {i.name: tuple(_dimension(i, axis) for axis in range(len(i.shape))) for i in inputs}
+    first = next(iter(data)) if data is not None else None
+    shapes = {
+        i.name: tuple(int(d) for d in first[i.name].shape)
+        if first is not None
+        else tuple(_dimension(i, axis) for axis in range(len(i.shape)))
+        for i in inputs
+    }
+    return _with_past(shapes) if kv_cache.has_cache(inputs) else shapes
+
+
+def _with_past(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    batch, tokens = shapes["input_ids"]
+    past = {n: (batch, s[1], tokens, s[3]) for n, s in shapes.items() if kv_cache.is_past(n)}
+    return {**shapes, **past, "attention_mask": (batch, 2 * tokens)}
 
 
 def _dimension(info: TensorInfo, axis: int) -> int:

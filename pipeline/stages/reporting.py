@@ -105,6 +105,7 @@ def _inputs(run: Run, made: Variants) -> dict[str, Path]:
         "calibration": recipe.calibration.data,
         "validate": recipe.validate_.data,
         "labels": recipe.validate_.labels,
+        "prompts": recipe.validate_.prompts,
         "costs": recipe.costs,
     }
     return {role: Path(path) for role, path in given.items() if path is not None and Path(path).exists()}

@@ -18,8 +18,9 @@ from pipeline.stages.gpu import engine_on_gpu
 from pipeline.stages.heldout import keep_heldout
 from pipeline.stages.run import Run
 from pipeline.stages.variants import Variants
-from pipeline.types import CalibrationData, Range, TensorInfo
+from pipeline.types import CalibrationData, Range, Role, TensorInfo
 from pipeline.validation.engine_on_gpu import GpuEngine
+from pipeline.validation.generation import open_prompts
 from pipeline.validation.latency import LatencyOptions
 from pipeline.validation.layers import LayerOptions
 from pipeline.validation.measurement import Measurements, Mode
@@ -67,7 +68,7 @@ def _measured(
 
     def produce(work: Path) -> None:
         _check_heldout(run, made, data, engine.family, inputs)
-        nodes = tuple(n.node for n in made.plans[engine.family].quantized())
+        nodes = tuple(n.node for n in made.plans[engine.family].quantized() if n.role is not Role.KV_CACHE)
         emulated = made.plans[engine.family].emulated and not engine.runs_here
         mode = Mode.EMULATED if emulated else Mode.SIMULATED
         options = ValidateOptions(
@@ -75,6 +76,7 @@ def _measured(
             engine=gpu,
             threads=run.recipe.threads,
             task=open_task(_with_tokenizer(section, made.exported), inputs),
+            prompts=open_prompts(_with_tokenizer(section, made.exported), inputs),
             latency=LatencyOptions(batches=section.latency_batches) if section.latency else None,
             layers=LayerOptions(nodes=nodes) if section.per_layer else None,
             unquantized=made.floats[engine.family].path,
@@ -92,6 +94,7 @@ def _measured(
         "measured": built,
         "data": data.digest(),
         "labels": Path(section.labels) if section.labels else None,
+        "prompts": Path(section.prompts) if section.prompts else None,
         "section": section.model_dump(mode="json", exclude={"gates", "kept_samples"}),
         "threads": run.recipe.threads,
         "gpu": [gpu.plan, gpu.fp16, gpu.device] if gpu is not None else None,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from calibrators.data.text import Encoder
+from pipeline import kv_cache
 from pipeline.errors import PublishError
 from pipeline.recipe import TritonConfig
 from pipeline.triton.protobuf import ModelConfig, kind_cpu, new_config, to_text, type_value
@@ -37,7 +38,7 @@ def write_ensemble(root: Path, model: ServedModel, config: TritonConfig, encoder
         encoder: Tokenizer and lengths, as calibration used them.
 
     Raises:
-        PublishError: The model forms no batches, or gives no token vectors to pool.
+        PublishError: The model forms no batches, takes a key-value cache, or gives no token vectors to pool.
         StoreError: The folder cannot be written.
     """
     if config.max_batch_size == 0 or any(
@@ -47,6 +48,12 @@ def write_ensemble(root: Path, model: ServedModel, config: TritonConfig, encoder
             "An ensemble of texts needs a model that forms batches.",
             where="triton.ensemble",
             fix="Export the model with a dynamic batch dimension and set triton.max_batch_size, or set triton.ensemble: none.",
+        )
+    if kv_cache.has_cache(model.inputs):
+        raise PublishError(
+            "An ensemble of texts has no client that keeps the model's key-value cache.",
+            where="triton.ensemble",
+            fix="Set triton.ensemble: none, or export the model without source.kv_cache.",
         )
     tokenizer, pooling, ensemble = (f"{model.name}_{part}" for part in ("tokenizer", "pooling", "text"))
     texts = TensorInfo(name=TEXT, dtype=_STRING, shape=("batch", 1))

@@ -47,7 +47,7 @@ class Perplexity:
                 # In float64: a vocabulary's exponents are summed.
                 before = known[start - 1 : -1].astype(np.float64)
                 wanted = tokens[start:]
-                loss += float(np.sum(_log_sum_exp(before) - before[np.arange(len(wanted)), wanted]))
+                loss += float(np.sum(log_sum_exp(before) - before[np.arange(len(wanted)), wanted]))
                 right += int(np.sum(before.argmax(-1) == wanted)) if len(wanted) else 0
                 scored += len(wanted)
                 sample += 1
@@ -60,7 +60,8 @@ class Perplexity:
         return {"perplexity": float(np.exp(loss / scored)), "next_token_accuracy": right / scored}
 
 
-def _log_sum_exp(values: Array) -> Array:
+def log_sum_exp(values: Array) -> Array:
+    """Return ``log(sum(exp(values)))`` over the last axis, without overflow."""
     most = values.max(-1, keepdims=True) if values.size else np.zeros((len(values), 1))
     found: Array = np.log(np.exp(values - most).sum(-1)) + most[:, 0]
     return found

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from engines.onnxruntime import OnnxRuntimeRunner
+from pipeline import kv_cache
 from pipeline.errors import DataError
 from pipeline.model import load, save
 from pipeline.notices import notice
@@ -120,7 +121,7 @@ def _isolated(
             notice("layers-fewer-samples", f"Ranking layers stopped after {used} samples: its time was up.")
             break
         mask, own = mask_of(batch), fit(runner, {**batch, **off})
-        wanted = runner.infer(own)
+        wanted = {k: v for k, v in runner.infer(own).items() if not kv_cache.is_present(k)}
         for node, switch in switches.items():
             comparisons[node].update(wanted, runner.infer({**own, switch: np.asarray(True)}), mask)
             done += 1

@@ -23,6 +23,7 @@ HIGHER_IS_BETTER = {
 }
 OUTPUT_METRICS = tuple(HIGHER_IS_BETTER)
 LATENCY = ("p50", "p90", "min", "max", "cpu_p50")
+GENERATION = ("token_agreement", "identical")
 SPEEDUPS = {
     "speedup": "FP32 is not timed on a GPU; gate on speedup_fp16 there",
     "speedup_fp16": "no FP16 engine was timed; it is on a GPU",
@@ -60,6 +61,11 @@ def find(measurements: Measurements, key: str) -> Found:
         return _one_output(measurements, ".".join(parts[1:-1]), parts[-1], key)
     if parts[0] == "task":
         return _task(measurements, ".".join(parts[1:]), key)
+    if parts[0] == "generation":
+        found = measurements.generation
+        if found is None:
+            return Found(reason=_why(measurements, "generation"))
+        return Found(value=getattr(found, parts[1]))
     if parts[0] == "engine_bytes":
         return Found(
             value=measurements.engine_bytes,

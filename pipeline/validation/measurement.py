@@ -87,6 +87,56 @@ class TaskMeasurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """One prompt, continued greedily by FP32 and by the candidate.
+
+    Attributes:
+        prompt: The text.
+        fp32: FP32's continuation.
+        engine: The candidate's.
+        tokens: How many tokens FP32 added.
+        agreed_tokens: How many of these the candidate names, each given FP32's tokens before it.
+        same_tokens: How many tokens the two continuations share from the start.
+        identical: The continuations are the same.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    prompt: str
+    fp32: str
+    engine: str
+    tokens: int
+    agreed_tokens: int
+    same_tokens: int
+    identical: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """Greedy generation side by side.
+
+    Attributes:
+        prompts: One by one.
+        new_tokens: Most tokens added to each.
+        tokens: Tokens that FP32 added in all.
+        token_agreement: Share of them that the candidate names, each given FP32's tokens before it.
+        identical: Share of the prompts with the same continuation.
+        fp32_step_ms: FP32's median time of a step that feeds one token, ms; ``None`` where the engine was not run.
+        engine_step_ms: The engine's.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    prompts: tuple[Generated, ...]
+    new_tokens: int
+    tokens: int
+    token_agreement: float
+    identical: float
+    fp32_step_ms: float | None
+    engine_step_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """Times of one model at one batch size, in milliseconds a batch.
 
@@ -166,6 +216,7 @@ class Measurements:
         device: GPU, driver and TensorRT that the engine ran with; ``None`` where it ran on a CPU or not at all.
         stages: FP32 against ``qdq_plain`` and against ``engine``: output name to metrics.
         task: Task metrics.
+        generation: Prompts continued by FP32 and by the candidate.
         latency_ms: ``b<batch size>`` to times.
         engine_bytes: Size of the engine with its external data.
         fp32_bytes: Size of the FP32 model with its external data.
@@ -181,6 +232,7 @@ class Measurements:
     device: str | None = None
     stages: dict[str, dict[str, OutputMetrics] | None] = field(default_factory=lambda: dict.fromkeys(STAGES))
     task: TaskMeasurement | None = None
+    generation: Generation | None = None
     latency_ms: dict[str, BatchLatency] | None = None
     engine_bytes: int | None = None
     fp32_bytes: int | None = None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
 
-from pipeline.errors import DataError
+from engines.onnxruntime import ort_value, tensor_info
 from pipeline.model import read_proto
 from pipeline.session import run, session
 from pipeline.types import Array, Feeds
+from pipeline.validation.feeds import fit
 
 
 class Tapped:
@@ -34,6 +34,7 @@ class Tapped:
         self.tensors = list(dict.fromkeys(tensors))
         serialized = proto.SerializeToString()
         self._session = session(serialized, threads=threads, optimize=False, folder=path.parent, made_from=path)
+        self.inputs = tuple(tensor_info(value) for value in self._session.get_inputs())
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
         """Return the tensors by name for one batch.
@@ -42,14 +43,5 @@ class Tapped:
             DataError: An input is missing.
             EngineError: ONNX Runtime fails on the batch.
         """
-        wanted = {}
-        for info in self._session.get_inputs():
-            if info.name not in feeds:
-                raise DataError(
-                    "The data lacks an input of the model.",
-                    where=f"input {info.name}",
-                    fix=f"The data has {', '.join(feeds) or 'no arrays'}.",
-                )
-            values = feeds[info.name]
-            wanted[info.name] = values.astype(np.float16) if info.type == "tensor(float16)" else values
+        wanted = {name: ort_value(values) for name, values in fit(self, feeds).items()}
         return dict(zip(self.tensors, run(self._session, self.tensors, wanted), strict=True))

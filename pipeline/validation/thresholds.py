@@ -5,6 +5,7 @@ A gate is a key and a condition, ``sqnr_db: ">= 20"`` or ``task.f1: ">= 99% of f
 * an output metric (``sqnr_db``, ``cosine``, ``max_abs``, …): the worst output decides;
 * ``outputs.<name>.<metric>``: one output;
 * ``task.<metric>``: the engine's task metric;
+* ``generation.token_agreement``, ``generation.identical``: prompts continued by the engine as by FP32;
 * ``latency_ms.p50`` or ``.p90``: the smallest batch size measured, ``latency_ms.b8.p90`` that of batch 8;
 * ``speedup``, ``speedup.b8``: FP32's median latency over the engine's (on a CPU); ``speedup_fp16``, ``speedup_fp16.b8``: the
   FP16 engine's over the engine's (on a GPU);
@@ -24,7 +25,7 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline.errors import RecipeError
-from pipeline.validation.lookup import LATENCY, OUTPUT_METRICS, SPEEDUPS, find, require
+from pipeline.validation.lookup import GENERATION, LATENCY, OUTPUT_METRICS, SPEEDUPS, find, require
 from pipeline.validation.measurement import Measurements
 
 _CONDITION = re.compile(
@@ -187,6 +188,9 @@ def _check_key(key: str, where: str) -> None:
         require(parts[-1], OUTPUT_METRICS, where, prefix=".".join(parts[:-1]) + ".")
         return
     if parts[0] == "task" and len(parts) >= 2 and all(parts):
+        return
+    if parts[0] == "generation" and len(parts) == 2:
+        require(parts[1], GENERATION, where, prefix="generation.")
         return
     if parts[0] == "latency_ms" and (len(parts) == 2 or (len(parts) == 3 and _BATCH.fullmatch(parts[1]))):
         require(parts[-1], LATENCY, where, prefix=".".join(parts[:-1]) + ".")

@@ -25,6 +25,9 @@ _CONVERTING = ("QuantizeLinear", "DequantizeLinear", "Cast")
 BLOCK_PRODUCT = "MatMulNBits"
 """ONNX Runtime's product with weights that are stored in blocks."""
 
+_STORED = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT8E4M3FN)
+"""Types that hold a quantized tensor."""
+
 _NOT_COMPUTING = ("QuantizeLinear", "DequantizeLinear", "Shape", "Size")
 
 
@@ -70,6 +73,8 @@ class Pairing:
     def stands_for(self, value: ir.Value) -> ir.Value | None:
         """Return the FP32 tensor that a tensor of the quantized graph stands for, ``None`` if there is none."""
         producer, index = value.producer(), value.index()
+        if producer is not None and value.dtype in _STORED:  # a cache that is moved as it is stored
+            return None
         if producer is not None and index is not None:
             if producer.name and self.quantized(producer.name) is producer:
                 return self.reference[producer.name].outputs[index]

@@ -7,18 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engines.onnxruntime import OnnxRuntimeRunner
+from pipeline import kv_cache
 from pipeline.errors import DataError
 from pipeline.model import size_bytes
 from pipeline.notices import notice
 from pipeline.types import CalibrationData, Progress, Runner, silent
 from pipeline.validation.engine_on_gpu import GpuEngine
 from pipeline.validation.feeds import fit, mask_of, size_of
+from pipeline.validation.generation import Prompts, generate
 from pipeline.validation.latency import LatencyOptions, measure_latency
 from pipeline.validation.layers import LayerOptions, rank_layers
 from pipeline.validation.measurement import (
     ENGINE,
     QDQ_PLAIN,
     BatchLatency,
+    Generation,
     LayerLoss,
     Measurements,
     Mode,
@@ -41,6 +44,7 @@ class ValidateOptions:
         engine: The engine on a GPU; if not given, ``measured`` runs the variant as ONNX Runtime optimizes it.
         threads: Intra-op threads, 0 for one per core.
         task: A task to score, with FP32 and with the engine.
+        prompts: Texts to continue, with FP32 and with the engine.
         latency: How to time; ``None`` leaves latency out.
         layers: How to rank layers; ``None`` leaves the ranking out.
         unquantized: The float graph that the variant was quantized from, where smoothing made it another than the reference:
@@ -51,6 +55,7 @@ class ValidateOptions:
     engine: GpuEngine | None = None
     threads: int = 0
     task: Task | None = None
+    prompts: Prompts | None = None
     latency: LatencyOptions | None = field(default_factory=LatencyOptions)
     layers: LayerOptions | None = None
     unquantized: Path | None = None
@@ -73,7 +78,7 @@ def validate(
         variant: The Q/DQ ONNX (for ``measured`` without a GPU engine, as ONNX Runtime optimizes it, the engine).
         data: Held-out samples.
         options: What to measure.
-        progress: Told about stages ``validate``, ``task``, ``latency`` and ``layers``.
+        progress: Told about stages ``validate``, ``task``, ``generation``, ``latency`` and ``layers``.
 
     Raises:
         DataError: There are no samples, or they do not fit the model.
@@ -96,6 +101,11 @@ def validate(
         stages, samples = _compare(fp32, candidates, data, progress)
         served = candidates.get(ENGINE, plain)
         task = _score(options.task, fp32, served, data, progress) if options.task else None
+        generation = (
+            generate(fp32, served, options.prompts, timed=measured, progress=progress) if options.prompts else None
+        )
+        if generation is not None:
+            _say_if_steps_are_slower(generation)
         latency = None
         if measured and options.latency:
             latency = (
@@ -115,6 +125,7 @@ def validate(
         device=options.engine.device if options.engine is not None else None,
         stages={QDQ_PLAIN: stages[QDQ_PLAIN], ENGINE: stages.get(ENGINE)},
         task=task,
+        generation=generation,
         latency_ms=latency,
         engine_bytes=_size(options.engine, variant) if measured else None,
         fp32_bytes=size_bytes(reference),
@@ -130,7 +141,8 @@ def _compare(
     samples, total = 0, len(data)
     progress("validate", 0, total)
     for feeds in data:
-        wanted = fp32.infer(fit(fp32, feeds))
+        # A cache counts by what the model makes of it; variants store it in types of their own.
+        wanted = {k: v for k, v in fp32.infer(fit(fp32, feeds)).items() if not kv_cache.is_present(k)}
         mask = mask_of(feeds)
         for name, runner in candidates.items():
             comparisons[name].update(wanted, runner.infer(fit(runner, feeds)), mask)
@@ -164,11 +176,23 @@ def _reasons(
         reasons["stages.engine"] = reasons["engine_bytes"] = _NOT_RUN
     if task is None:
         reasons["task"] = "no task was named (validate.task)"
+    if options.prompts is None:
+        reasons["generation"] = "no prompts were named (validate.prompts)"
     if latency is None:
         reasons["latency_ms"] = "not asked for (validate.latency)" if measured else _NOT_RUN
     if layers is None:
         reasons["layers"] = "not asked for (validate.per_layer)"
     return reasons
+
+
+def _say_if_steps_are_slower(generation: Generation) -> None:
+    fp32, engine = generation.fp32_step_ms, generation.engine_step_ms
+    if fp32 is not None and engine is not None and engine > fp32:
+        notice(
+            "slower-than-fp32",
+            f"Decoding token by token, the quantized engine takes {engine / fp32:.2f}x FP32's time.",
+            where="generation",
+        )
 
 
 def _say_if_slower(latency: dict[str, BatchLatency]) -> None:

@@ -184,7 +184,8 @@ def test_templates_reach_values_only() -> None:
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ((*ALL, ids_input("past_key_values.0.key", ("b", 2, "s", 8), np.float32)), "past key/value"),
+        ((*ALL, ids_input("past_0_key", ("b", 2, "s", 8), np.float32)), "past key/value"),
+        ((*ALL, ids_input("past_key_values.0.key", ("b", 2, 64, 8), np.float32)), "with a free past"),
         ((*ALL, ids_input("pixel_values", ("b", 3, 8, 8), np.float32)), "'pixel_values' cannot be made"),
         ((ids_input("tokens"),), "'tokens'"),
         ((ids_input("attention_mask"),), "no input named input_ids"),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.graph.roles.attention import find_attentions, score_sums
 from pipeline.graph.roles.blocks import number_blocks
+from pipeline.graph.roles.cache import find_caches
 from pipeline.graph.roles.ffn import find_feed_forwards
 from pipeline.graph.roles.flow import Flow, node_key
 from pipeline.graph.roles.norm import find_norms
@@ -37,6 +38,7 @@ def find_roles(model: ir.Model) -> dict[str, NodeRole]:
     found |= dict.fromkeys((node for norm in norms for node in norm), Role.NORM)
     found |= dict.fromkeys(find_embeddings(flow), Role.EMBEDDING)
     found |= find_convolutions(flow)
+    found |= dict.fromkeys(find_caches(flow), Role.KV_CACHE)
     found |= dict.fromkeys(find_heads(flow, blocks, layers), Role.HEAD)
     found |= layers
     return {node_key(node): NodeRole(role=role, block=blocks.get(node)) for node, role in found.items()}
