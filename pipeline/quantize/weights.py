@@ -12,6 +12,8 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.errors import QuantizeError
+from pipeline.quantize.block_kernels import least_error
+from pipeline.quantize.cores import on_all_cores, tiles
 from pipeline.quantize.fake import nearest
 from pipeline.types import BFLOAT16, Array, QuantDType, QuantSpec
 
@@ -75,7 +77,8 @@ def round_to_nearest(
         return _in_blocks(value, spec, axis=axis, scale_dtype=scale_dtype)
     scale = _scale(_absolute_maximum(source, axis, value.name), spec, scale_dtype, min_scale)
     divisor = scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(len(source.shape))])
-    return QuantizedWeight(tensor=_lazy(value, spec, lambda: divisor), scale=scale, axis=axis)
+    lazy = _lazy(value, spec, lambda rows: divisor[rows] if axis == 0 else divisor)
+    return QuantizedWeight(tensor=lazy, scale=scale, axis=axis)
 
 
 def _in_blocks(value: ir.Value, spec: QuantSpec, *, axis: int | None, scale_dtype: npt.DTypeLike) -> QuantizedWeight:
@@ -84,25 +87,36 @@ def _in_blocks(value: ir.Value, spec: QuantSpec, *, axis: int | None, scale_dtyp
     assert spec.block is not None
     block, summed = spec.block, 1 - (axis or 0)
     weight = models.read(value.const_value)
-    if not np.all(np.isfinite(weight)):
+    if not all(on_all_cores(lambda rows: bool(np.isfinite(weight[rows]).all()), tiles(weight.shape))):
         raise _not_finite(value.name or "")
     by_rows = weight if summed == 0 else weight.T
     found = block_scales(by_rows, spec, np.ones(len(by_rows)), scale_dtype)
     scale = found if summed == 0 else np.ascontiguousarray(found.T)
-    lazy = _lazy(value, spec, lambda: np.repeat(scale, block, axis=summed))
+
+    def divisor(rows: slice) -> Array:
+        return np.repeat(scale[rows], block, axis=1) if summed else scale[np.arange(rows.start, rows.stop) // block]
+
+    lazy = _lazy(value, spec, divisor)
     return QuantizedWeight(tensor=lazy, scale=scale, axis=summed, block=block)
 
 
-def _lazy(value: ir.Value, spec: QuantSpec, divisor: Callable[[], Array]) -> ir.LazyTensor:
-    """Return the stored weight, computed when it is saved."""
+def _lazy(value: ir.Value, spec: QuantSpec, divisor: Callable[[slice], Array]) -> ir.LazyTensor:
+    """Return the stored weight, computed when it is saved; ``divisor`` gives the scales of some rows of the first axis."""
     source = value.const_value
     assert source is not None
     stored = IR_DTYPES[spec.dtype]
 
     def quantized() -> ir.TensorProtocol:
-        weight = np.divide(models.read(source), divisor(), dtype=np.float32)
-        np.clip(weight, lowest(spec.dtype), spec.dtype.qmax, out=weight)
-        return ir.tensor(nearest(weight, spec.dtype).astype(stored.numpy()))
+        weight = models.read(source)
+        steps = np.empty(weight.shape, stored.numpy())
+
+        def store(rows: slice) -> None:
+            found = np.divide(weight[rows].astype(np.float32), divisor(rows))
+            np.clip(found, lowest(spec.dtype), spec.dtype.qmax, out=found)
+            steps[rows] = nearest(found, spec.dtype)
+
+        on_all_cores(store, tiles(weight.shape))
+        return ir.tensor(steps)
 
     return ir.LazyTensor(quantized, dtype=stored, shape=ir.Shape(source.shape.numpy()), name=value.name)
 
@@ -135,25 +149,31 @@ def block_scales(weight: Array, spec: QuantSpec, importance: Array, scale_dtype:
     """
     assert spec.block is not None
     rows, columns = weight.shape
-    blocks = weight.astype(np.float32).reshape(rows // spec.block, spec.block, columns)
     # A row whose input was always zero still gets a little, so that a block of such rows has a scale of its own.
-    cost = (importance + 1e-6 * max(float(np.mean(importance)), 1e-30)).reshape(-1, spec.block, 1)
-    amax = np.abs(blocks).max(axis=1)
-    best = np.full(amax.shape, np.inf)
-    chosen = np.ones(amax.shape, np.float32)
-    for share in SHARES:
-        scale = _scale(amax * np.float32(share), spec, scale_dtype, None)
-        steps = np.clip(blocks / scale[:, None], lowest(spec.dtype), spec.dtype.qmax)
-        error = (np.square(nearest(steps, spec.dtype) * scale[:, None] - blocks) * cost).sum(axis=1)
-        chosen = np.where(error < best, scale, chosen)
-        best = np.minimum(error, best)
-    return chosen.astype(np.float32)
+    cost = importance + 1e-6 * max(float(np.mean(importance)), 1e-30)
+    amax = np.empty((rows // spec.block, columns), np.float32)
+
+    def largest(index: slice) -> None:
+        values = weight[index.start * spec.block : index.stop * spec.block].astype(np.float32)
+        amax[index] = np.abs(values).max(axis=0)
+
+    on_all_cores(largest, [slice(i, i + 1) for i in range(len(amax))])
+    tried = np.stack([_scale(amax * np.float32(share), spec, scale_dtype, None) for share in SHARES])
+    levels = (lowest(spec.dtype), spec.dtype.qmax, spec.dtype is QuantDType.FP4_E2M1)
+    return least_error(weight, spec.block, cost, tried, levels)
 
 
 def _absolute_maximum(source: ir.TensorProtocol, axis: int | None, name: str) -> Array:
     weight = models.read(source)
     others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
-    amax = np.maximum(weight.max(axis=others, initial=0.0), -weight.min(axis=others, initial=0.0))
+
+    def largest(rows: slice) -> Array:
+        values = weight[rows].astype(np.float32)  # exact where it is FP16, and much faster to compare
+        found: Array = np.maximum(values.max(axis=others, initial=0.0), -values.min(axis=others, initial=0.0))
+        return found
+
+    parts = on_all_cores(largest, tiles(weight.shape))
+    amax = np.concatenate(parts) if axis == 0 else np.maximum.reduce(parts)
     if not np.all(np.isfinite(amax)):
         raise _not_finite(name)
     return np.asarray(amax, dtype=np.float32)
