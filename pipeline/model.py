@@ -158,7 +158,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise ModelError("The file holds no ONNX graph.", where=str(path), fix="Copy or export it again.")
     del data
     sizes: dict[str, int] = {}  # many tensors share a file, which is looked at once
-    for tensor in _tensors(proto):
+    for tensor in tensors(proto):
         _check_size(tensor, path)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             name = location(tensor)
@@ -253,10 +253,11 @@ def _info(value: ir.Value) -> TensorInfo:
 
 
 def _external_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    return [t for t in _tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
+    return [t for t in tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
 
 
-def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+def tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Return every tensor of a model: initializers and attributes, inner graphs and functions included."""
     found: list[onnx.TensorProto] = []
 
     def walk(nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]) -> None:
@@ -288,7 +289,7 @@ def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
         raise ModelError("A tensor has an unknown data type.", where=where, fix="Export the model again.") from error
     if dtype == ir.DataType.UNDEFINED or any(d < 0 for d in tensor.dims):
         raise ModelError("A tensor has no data type or a negative size.", where=where, fix="Export the model again.")
-    wanted = _nbytes(tensor)
+    wanted = nbytes(tensor)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         fields = {e.key: e.value for e in tensor.external_data}
         length = fields.get("length", "")
@@ -305,7 +306,8 @@ def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
         )
 
 
-def _nbytes(tensor: onnx.TensorProto) -> int:
+def nbytes(tensor: onnx.TensorProto) -> int:
+    """Return the bytes of a tensor by its type and shape; strings count as none."""
     dtype = ir.DataType(tensor.data_type)
     return math.ceil(math.prod(tensor.dims) * (0 if dtype == ir.DataType.STRING else dtype.bitwidth) / 8)
 
@@ -351,7 +353,7 @@ def _check_extent(tensor: onnx.TensorProto, path: Path, file_bytes: int) -> None
     where = _external(tensor, path)
     fields = {e.key: e.value for e in tensor.external_data}
     try:
-        offset, length = int(fields.get("offset", 0)), int(fields.get("length", 0)) or _nbytes(tensor)
+        offset, length = int(fields.get("offset", 0)), int(fields.get("length", 0)) or nbytes(tensor)
     except ValueError as error:
         raise ModelError(
             "External data has an offset or length that is no number.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnxruntime as ort
 
@@ -13,6 +13,22 @@ from pipeline.errors import EngineError
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 """Add + LayerNormalization in one kernel takes 3-4 x the time of the two on CPUs (6-12 % of MiniLM's whole time). Variants
 for ``cpu`` are written so that it does not happen when they are served; here FP32 gets the same."""
+
+
+class Session(Protocol):
+    """What is used of an ONNX Runtime session; :class:`pipeline.segments.SegmentedSession` has it too."""
+
+    def run(self, outputs: Any, feeds: Any, /) -> Any:
+        """Return some outputs (all if ``None``) of one batch."""
+        ...
+
+    def get_inputs(self) -> Any:
+        """Return the inputs: ``name``, ``type`` such as ``tensor(float)``, ``shape``."""
+        ...
+
+    def get_outputs(self) -> Any:
+        """Return the outputs likewise."""
+        ...
 
 
 def session(
@@ -25,6 +41,7 @@ def session(
     save_optimized: Path | None = None,
     profile: Path | None = None,
     spin: bool = False,
+    prepack: bool = True,
 ) -> ort.InferenceSession:
     """Return an ONNX Runtime session on the CPU provider.
 
@@ -38,6 +55,7 @@ def session(
         profile: Prefix of the profile that ONNX Runtime writes; ``end_profiling()`` of the session gives its name.
         spin: Threads that wait for the next operator keep a core busy, as ONNX Runtime does when it serves. It shortens
             a request by little and costs a fifth more CPU time, so only what measures latency asks for it.
+        prepack: Copy weights into the layout that kernels like best; ``False`` leaves them mapped from their file.
 
     Raises:
         EngineError: ONNX Runtime refuses the model; its message is kept.
@@ -50,10 +68,18 @@ def session(
     options.graph_optimization_level = (
         ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimize else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     )
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False  # it keeps the most that was ever needed, in powers of two
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if save_optimized is not None:
         options.optimized_model_filepath = str(save_optimized)
+        # Without a file for the weights a large model would not fit into one protobuf.
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{save_optimized.name}.data"
+        )
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
@@ -69,15 +95,22 @@ def session(
         raise EngineError(f"ONNX Runtime cannot load the model: {said}", where=where, fix=_remedy(said)) from error
 
 
-def run(live: ort.InferenceSession, outputs: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
+def run(live: Session, outputs: list[str] | None, feeds: dict[str, Any]) -> list[Any]:
     """Run a session, with ONNX Runtime's failure as an :class:`EngineError`."""
     try:
         return live.run(outputs, feeds)  # type: ignore[no-any-return]
+    except EngineError:
+        raise
     except Exception as error:  # see above
-        raise EngineError(
-            f"ONNX Runtime failed while running the model: {_short(error)}",
-            fix="Check that the data fits the model's inputs.",
-        ) from error
+        raise failed(error) from error
+
+
+def failed(error: BaseException) -> EngineError:
+    """Return the error for what ONNX Runtime raised while it ran a model."""
+    return EngineError(
+        f"ONNX Runtime failed while running the model: {_short(error)}",
+        fix="Check that the data fits the model's inputs.",
+    )
 
 
 _NOISE = re.compile(
