@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from calibrators.exposure import Graph, constant, not_float, read_graph
 from calibrators.observation import Observer, batch_rows, groups_that_fit
@@ -26,6 +27,9 @@ from calibrators.statistics import Request, Statistics, empty_statistic
 from pipeline.errors import DataError
 from pipeline.model import sha256
 from pipeline.types import Array, CalibrationData, Feeds, Progress, silent
+
+if TYPE_CHECKING:
+    from pipeline.segmented import Piece
 
 __all__ = ["CollectOptions", "Request", "Statistics", "collect"]
 
@@ -137,7 +141,7 @@ class _Run:
         groups = groups_that_fit(observer, first, self.options.memory_bytes)
         # The number of batches is an estimate: data says how many samples it has, and batches may differ.
         shards = self.options.shard[1] if self.options.shard else 1
-        total = max(1, math.ceil(len(self.data) / max(batch_rows(first), 1) / shards)) * len(groups)
+        total = max(1, math.ceil(len(self.data) / max(batch_rows(first), 1) / shards)) * len(groups) * observer.pieces
         with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
             for index, group in enumerate(groups):
                 if len(groups) > 1:
@@ -146,9 +150,9 @@ class _Run:
                 # Graph inputs come with the data and need no pass of their own.
                 names = {*group, *(self.graph.inputs if index == 0 else ())}
                 mine = [request for request in self.made if request.tensor in names]
-                for feeds in self._batches():
-                    self._batch(observer, pool, feeds, mine)
-                    self.samples += batch_rows(feeds) if index == 0 else 0
+                for piece in observer.stream(self._batches()):
+                    self._piece(pool, piece, mine)
+                    self.samples += batch_rows(piece.feeds) if index == 0 and piece.last else 0
                     self.done += 1
                     self.progress("calibrate", self.done, max(total, self.done))
                 self.forward_seconds += observer.seconds
@@ -156,20 +160,23 @@ class _Run:
             if isinstance(statistic, Sketch):
                 statistic.settle()
 
-    def _batch(self, observer: Observer, pool: ThreadPoolExecutor, feeds: Feeds, mine: list[Request]) -> None:
-        """Observe one batch; its tensors are freed on return, before the next one is computed."""
-        keep = kept_positions(feeds, self.options.mask) if self.options.mask else None
-        values = {**feeds, **observer.run(feeds)}
-        missing = next((request.tensor for request in mine if request.tensor not in values), None)
+    def _piece(self, pool: ThreadPoolExecutor, piece: Piece, mine: list[Request]) -> None:
+        """Observe some tensors of a batch (with its last ones the inputs), and free them before others are computed."""
+        keep = kept_positions(piece.feeds, self.options.mask) if self.options.mask else None
+        values = piece.values | (piece.feeds if piece.last else {})
+        inputs = [request.tensor for request in mine if request.tensor in self.graph.inputs]
+        missing = next((tensor for tensor in inputs if tensor not in piece.feeds), None)
         if missing is not None:
             raise DataError(
                 "The data does not provide this input.",
                 where=f"input {missing}",
-                fix=f"It provides {', '.join(feeds)}.",
+                fix=f"It provides {', '.join(piece.feeds)}.",
             )
         # The compiled loops run without the GIL, so tensors are counted side by side.
-        for done in [pool.submit(self._observe, request, values[request.tensor], keep) for request in mine]:
+        here = [request for request in mine if request.tensor in values]
+        for done in [pool.submit(self._observe, request, values[request.tensor], keep) for request in here]:
             done.result()
+        piece.values.clear()
 
     def _observe(self, request: Request, values: Array, keep: Array | None) -> None:
         statistic = self.made[request]

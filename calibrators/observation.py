@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from calibrators.exposure import Graph, expose, not_float
 from pipeline.errors import EngineError
 from pipeline.types import Array, Feeds
+
+if TYPE_CHECKING:
+    from pipeline.segmented import Piece
+    from pipeline.session import Session
 
 _FLOAT_TYPES = {"tensor(float)", "tensor(float16)", "tensor(double)"}
 
@@ -22,6 +27,7 @@ class Observer:
 
     Attributes:
         tensors: What is computed.
+        pieces: In how many pieces the tensors of a batch come; more than one if the model runs in segments.
         seconds: Wall-clock time spent in ONNX Runtime so far, without :meth:`sizes`.
 
     Raises:
@@ -30,27 +36,53 @@ class Observer:
     """
 
     def __init__(self, graph: Graph, tensors: Sequence[str], *, threads: int = 0) -> None:
-        from pipeline.session import session  # onnxruntime: a quarter of a second
+        from pipeline.memory import open_session  # onnxruntime: a quarter of a second
+        from pipeline.segmented import SegmentedSession
 
         self.tensors = tuple(tensors)
         self._path = graph.path
         self.seconds = 0.0
-        self._session = None
+        self._session: Session | None = None
         if tensors:
             try:
-                self._session = session(expose(graph, tensors), threads=threads, folder=graph.path.parent)
+                self._session = open_session(expose(graph, tensors), threads=threads, folder=graph.path.parent)
             except EngineError as error:
                 raise EngineError(error.what, where=str(graph.path), fix=error.fix) from error
+        self.pieces = self._session.pieces(tensors) if isinstance(self._session, SegmentedSession) else 1
         for output in self._session.get_outputs() if self._session else ():
             if output.name in tensors and output.type not in _FLOAT_TYPES:
                 raise not_float(output.name, output.type)
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Return the tensors by name."""
-        started = time.perf_counter()
-        values = self._run(feeds)
-        self.seconds += time.perf_counter() - started
-        return values
+    def stream(self, batches: Iterable[Feeds]) -> Iterator[Piece]:
+        """Yield every tensor of every batch; a piece that the caller clears is freed before the next one is computed."""
+        from pipeline.memory import stream
+        from pipeline.segmented import Piece
+
+        if self._session is None:
+            yield from (Piece(feeds=feeds, values={}, last=True) for feeds in batches)
+            return
+        pieces = stream(self._session, self.tensors, self._untimed(batches))
+        while True:
+            started = time.perf_counter()
+            try:
+                piece = next(pieces, None)
+            except EngineError as error:
+                raise EngineError(error.what, where=str(self._path), fix=error.fix) from error
+            self.seconds += time.perf_counter() - started
+            if piece is None:
+                return
+            yield piece
+
+    def _untimed(self, batches: Iterable[Feeds]) -> Iterator[Feeds]:
+        """Yield the batches, and take the time that making them needs off :attr:`seconds`."""
+        source = iter(batches)
+        while True:
+            started = time.perf_counter()
+            feeds = next(source, None)
+            self.seconds -= time.perf_counter() - started
+            if feeds is None:
+                return
+            yield feeds
 
     def sizes(self, feeds: Feeds) -> dict[str, int]:
         """Return the bytes of each tensor for this batch.
@@ -98,14 +130,16 @@ class Observer:
 def groups_that_fit(observer: Observer, batch: Feeds, memory_bytes: int) -> list[list[str]]:
     """Return the observer's tensors in groups that together fit the memory; usually it is one.
 
+    In segments a batch's tensors are held one segment at a time, and more passes would read all weights again: one group.
+
     Args:
         observer: Computes all of them, in the order of the graph, so that an early group does not need the later part
             of the model.
         batch: A typical batch.
         memory_bytes: Room for one batch of a group's tensors. A tensor that alone needs more has its own group.
     """
-    if not observer.tensors:
-        return [[]]
+    if not observer.tensors or observer.pieces > 1:
+        return [list(observer.tensors)]
     sizes = observer.sizes(batch)
     groups: list[list[str]] = []
     room = 0

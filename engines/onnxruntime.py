@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +12,9 @@ import onnx
 import onnxruntime as ort
 
 from pipeline.errors import EngineError
-from pipeline.session import run, session
+from pipeline.memory import open_session, stream
+from pipeline.segmented import in_order
+from pipeline.session import Session
 from pipeline.types import Array, TensorInfo
 
 _DTYPES = {
@@ -40,13 +42,15 @@ class OnnxRuntimeRunner:
         path: The model; external data beside it.
         threads: Intra-op threads, 0 for one per core.
         optimize: ``False`` runs every Q/DQ node as it stands in the graph.
+        whole: Whether the model fits into memory; if not given, that is looked up. One that does not runs in segments.
     """
 
-    def __init__(self, path: Path, *, threads: int = 0, optimize: bool = True) -> None:
+    def __init__(self, path: Path, *, threads: int = 0, optimize: bool = True, whole: bool | None = None) -> None:
         self.path = path
-        self._session = session(path, threads=threads, optimize=optimize, spin=True)
-        self.inputs = tuple(tensor_info(value) for value in self._session.get_inputs())
-        self.outputs = tuple(tensor_info(value) for value in self._session.get_outputs())
+        live = open_session(path, threads=threads, optimize=optimize, spin=True, whole=whole)
+        self.inputs = tuple(tensor_info(value) for value in live.get_inputs())
+        self.outputs = tuple(tensor_info(value) for value in live.get_outputs())
+        self._session: Session | None = live
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output for one batch.
@@ -57,15 +61,23 @@ class OnnxRuntimeRunner:
         Raises:
             EngineError: A feed is missing or unknown, or ONNX Runtime fails on it.
         """
+        return next(self.infer_all([feeds]))
+
+    def infer_all(self, batches: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+        """Yield every output of one batch after the other; in segments, many batches share one reading of the weights.
+
+        Raises:
+            EngineError: As for :meth:`infer`.
+        """
         if self._session is None:
             raise EngineError("The runner is closed.", where=str(self.path), fix="Use it inside its `with` block.")
-        names = [info.name for info in self.outputs]
-        found = run(self._session, names, {name: ort_value(values) for name, values in feeds.items()})
-        # ONNX Runtime gives FP8 as bytes.
-        return {
-            info.name: values.view(_FP8) if info.dtype == _FP8 else values
-            for info, values in zip(self.outputs, found, strict=True)
-        }
+        given = ({name: ort_value(values) for name, values in feeds.items()} for feeds in batches)
+        for found in in_order(stream(self._session, [info.name for info in self.outputs], given)):
+            # ONNX Runtime gives FP8 as bytes.
+            yield {
+                info.name: found[info.name].view(_FP8) if info.dtype == _FP8 else found[info.name]
+                for info in self.outputs
+            }
 
     def __enter__(self) -> Self:
         return self

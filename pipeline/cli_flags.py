@@ -99,6 +99,10 @@ class Flags:
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Threads; 0 is one per core.", rich_help_panel=_MORE)
     ] = None
+    memory_mb: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Memory that weights may take while a model runs, MiB.", rich_help_panel=_MORE),
+    ] = None
     costs: Annotated[
         str | None, typer.Option(metavar="PATH", help="costs.json written by profile.", rich_help_panel=_MORE)
     ] = None

@@ -62,6 +62,7 @@ def _shortcuts(flags: Flags) -> Iterator[tuple[str, str]]:
         "calibration.samples": flags.samples,
         "calibration.method": flags.method,
         "threads": flags.threads,
+        "memory_mb": flags.memory_mb,
         "costs": flags.costs,
         "seed": flags.seed,
         "source.trust_source": "true" if flags.trust_source else None,

@@ -17,7 +17,7 @@ from pipeline.notices import notice
 from pipeline.segmented import Piece, SegmentedSession
 from pipeline.segments import weight_bytes
 from pipeline.session import Session, run, session
-from pipeline.types import Feeds
+from pipeline.types import Array, Feeds
 
 SEGMENT_BYTES = 512 << 20
 """Most weights of a segment. Larger ones gain nothing: loading a segment costs milliseconds beside reading it."""
@@ -96,9 +96,12 @@ def stream(live: Session, outputs: Sequence[str], batches: Iterable[Feeds]) -> I
     if isinstance(live, SegmentedSession):
         yield from live.stream(outputs, batches)
         return
-    for feeds in batches:
-        values = run(live, list(outputs), feeds) if outputs else []
-        yield Piece(feeds=feeds, values=dict(zip(outputs, values, strict=True)), last=True)
+    for feeds in batches:  # nothing here keeps the arrays of a piece that was dropped
+        yield Piece(feeds=feeds, values=_outputs(live, list(outputs), feeds), last=True)
+
+
+def _outputs(live: Session, names: list[str], feeds: Feeds) -> dict[str, Array]:
+    return dict(zip(names, run(live, names, feeds), strict=True)) if names else {}
 
 
 def _proto(model: Path | bytes) -> onnx.ModelProto | None:

@@ -373,6 +373,8 @@ class Recipe(Section):
     executor: Literal["local", "ray"] = "local"
     """``ray`` sends calibration and the builds and checks of GPU targets to the Ray cluster of ``RAY_ADDRESS``; the bytes
     are the same (docs/scaling.md)."""
+    memory_mb: int | None = Field(default=None, ge=1)
+    """Memory that a model's weights may take while it runs, MiB; a larger model runs in segments (docs/how-it-works.md). Half of what is free if not given."""
     seed: int = 0
     """Seed of everything that draws at random."""
 

@@ -137,14 +137,24 @@ class SegmentedSession:
                 later = {name for other, _ in needed[place + 1 :] for name in other.inputs}
                 last = place == len(needed) - 1
                 for batch in self._entering(entering, waiting) if place == 0 else waiting:
-                    made = self._through(live, segment, names, batch)
-                    values = {name: made[name].numpy() for name in names if name in wanted}
-                    if place == 0:
-                        values |= self._known(wanted, batch.feeds)
-                    made = {**batch.values, **made}
-                    batch.values = {name: value for name, value in made.items() if name in later}
+                    values = self._known(wanted, batch.feeds) if place == 0 else {}
+                    self._advance(batch, self._through(live, segment, names, batch), later, wanted, values)
                     yield Piece(feeds=batch.feeds, values=values, last=last)
+                    del values  # whoever drops the piece frees its arrays
                 del live
+
+    @staticmethod
+    def _advance(
+        batch: _Waiting, made: dict[str, ort.OrtValue], later: set[str], wanted: set[str], values: dict[str, Array]
+    ) -> None:
+        """Keep in ``batch`` what later segments read, and put what is wanted into ``values``."""
+        batch.values = {name: value for name, value in batch.values.items() if name in later}
+        while made:
+            name, value = made.popitem()
+            if name in later:
+                batch.values[name] = value
+            if name in wanted:
+                values[name] = value.numpy()
 
     def optimized(self, folder: Path) -> Iterator[onnx.GraphProto]:
         """Yield the graph of every segment after ONNX Runtime's optimizations, without weights; ``folder`` is for files."""
@@ -181,12 +191,7 @@ class SegmentedSession:
         self, live: ort.InferenceSession, segment: Segment, names: list[str], batch: _Waiting
     ) -> dict[str, ort.OrtValue]:
         try:
-            given = {
-                name: batch.values[name]
-                if name in batch.values
-                else ort.OrtValue.ortvalue_from_numpy(batch.feeds[name])
-                for name in segment.inputs
-            }
+            given = {name: batch.values.get(name) or _value(batch.feeds[name]) for name in segment.inputs}
             return dict(zip(names, live.run_with_ort_values(names, given), strict=True))
         except KeyError as error:
             raise EngineError(f"The data does not provide the input {error}.", where=str(self._folder)) from error
@@ -238,6 +243,11 @@ class SegmentedSession:
             shape = [d if isinstance(d, int) or not str(d).startswith("unk__") else None for d in value.shape]
             number = onnx.TensorProto.FLOAT if kind == "float" else onnx.TensorProto.DataType.Value(kind.upper())
             self._types[value.name] = onnx.helper.make_tensor_value_info(value.name, number, shape)
+
+
+def _value(given: Array | ort.OrtValue) -> ort.OrtValue:
+    """Return a feed as ONNX Runtime's own value, which it is where numpy has no such type."""
+    return given if isinstance(given, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(given)
 
 
 def _described(value: onnx.ValueInfoProto) -> TensorSeen:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import EngineError, ModelError
 from pipeline.graph.passes.convert_opset import least_ir_version
 from pipeline.graph.sample import samples
+from pipeline.memory import open_session
 from pipeline.model import read_proto
 from pipeline.notices import notice
-from pipeline.session import run, session
+from pipeline.session import Session, run
 from pipeline.types import Feeds, TensorInfo
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
 
 TOLERANCE = 1e-4
 """Largest max|canonical - source| / max|source| per output."""
@@ -38,7 +36,7 @@ def compare(source: Path, canonical: Path, inputs: Sequence[TensorInfo], sample:
         return None
     names, feeds, wanted = reference
     try:
-        got = run(session(canonical, optimize=False), names, feeds)
+        got = run(open_session(canonical, optimize=False), names, feeds)
     except EngineError as error:
         raise ModelError(
             f"The canonical graph does not run although the source does: {error.what}",
@@ -75,17 +73,17 @@ def _reference(
     return None
 
 
-def _session(source: Path) -> ort.InferenceSession:
+def _session(source: Path) -> Session:
     """Return a session of the source; if only its label is too new for ONNX Runtime, of a copy with an older one."""
     try:
-        return session(source, optimize=False)
+        return open_session(source, optimize=False)
     except EngineError as error:
         if "IR version" not in error.what:
             raise
         proto = read_proto(source)
         version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
         proto.ir_version = min(proto.ir_version, least_ir_version(version))
-        return session(proto.SerializeToString(), optimize=False, folder=source.parent)
+        return open_session(proto.SerializeToString(), optimize=False, folder=source.parent)
 
 
 def _not_compared(reason: str, source: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
+from pipeline.memory import fit, open_session
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.segmented import SegmentedSession
 from pipeline.session import session
 
 INTEGER_KERNELS = (
@@ -40,16 +43,29 @@ class Fusion:
 
 
 def fusion(variant: Path, plan: PrecisionPlan) -> Fusion:
-    """Return how ONNX Runtime fused the Q/DQ graph at ``variant``."""
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        session(variant, threads=1, save_optimized=optimized)
-        graph = onnx.load(optimized, load_external_data=False).graph
-    counts = Counter(n.op_type for n in graph.node)
-    dequantized = {o for n in graph.node if n.op_type == "DequantizeLinear" for o in n.output}
-    floating = {n.name for n in graph.node if n.op_type not in INTEGER_KERNELS and dequantized & set(n.input[:2])}
+    """Return how ONNX Runtime fused the Q/DQ graph at ``variant``; one too large for memory is looked at in segments."""
+    counts: Counter[str] = Counter()
+    floating: set[str] = set()
+    with tempfile.TemporaryDirectory(dir=variant.parent) as folder:
+        for graph in _optimized(variant, Path(folder)):
+            counts.update(n.op_type for n in graph.node)
+            dequantized = {o for n in graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+            floating |= {
+                n.name for n in graph.node if n.op_type not in INTEGER_KERNELS and dequantized & set(n.input[:2])
+            }
     return Fusion(
         integer_kernels={k: counts[k] for k in INTEGER_KERNELS if counts[k]},
         unfused=tuple(n.node for n in plan.quantized() if n.node in floating),
         left_over={k: counts[k] for k in ("DequantizeLinear", "QuantizeLinear") if counts[k]},
     )
+
+
+def _optimized(variant: Path, folder: Path) -> Iterator[onnx.GraphProto]:
+    """Yield what ONNX Runtime makes of the graph: of all of it, or of one segment after the other."""
+    live = None if fit(variant) else open_session(variant, threads=1, whole=False)
+    if isinstance(live, SegmentedSession):
+        yield from live.optimized(folder)
+        return
+    path = folder / "optimized.onnx"
+    session(variant, threads=1, save_optimized=path)
+    yield onnx.load(path, load_external_data=False).graph

@@ -12,8 +12,8 @@ import onnx
 import onnx_ir as ir
 
 from pipeline import model as models
+from pipeline.memory import open_session, stream
 from pipeline.quantize.products import Reading
-from pipeline.session import run, session
 from pipeline.types import Array, Feeds
 
 F64 = npt.NDArray[np.float64]
@@ -41,16 +41,18 @@ class Tap:
         model.graph.outputs.extend(values[t] for t in self.computed if t not in outputs)
         serialized = ir.serde.serialize_model(model)
         assert isinstance(serialized, onnx.ModelProto)
-        self.session = session(serialized.SerializeToString(), threads=threads, folder=path.parent, made_from=path)
+        self.session = open_session(serialized.SerializeToString(), threads=threads, folder=path.parent, made_from=path)
 
-    def arrays(self, feed: Feeds) -> Iterator[tuple[str, Array, Array | None]]:
-        """Yield every tensor's name and values for one batch, and the mask, 0 at padding."""
-        found = dict(feed)
-        if self.computed:  # without a name ONNX Runtime would return every output
-            found |= zip(self.computed, run(self.session, self.computed, dict(feed)), strict=True)
-        mask = feed.get(self.mask) if self.mask else None
-        for tensor in self.tensors:
-            yield tensor, found[tensor], mask
+    def arrays(self, data: Iterable[Feeds]) -> Iterator[tuple[str, Array, Array | None]]:
+        """Yield every tensor's name and values for each batch, and the mask, 0 at padding; a tensor's batches are in order."""
+        for piece in stream(self.session, self.computed, data):
+            found = piece.values | (piece.feeds if piece.last else {})
+            mask = piece.feeds.get(self.mask) if self.mask else None
+            for tensor in self.tensors:
+                if tensor in found:
+                    yield tensor, found[tensor], mask
+            del found
+            piece.values.clear()  # freed before more is computed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +89,12 @@ def second_moments(
     Each batch's product is computed in float32 (its sums are short) and added in float64.
     """
     found: dict[tuple[str, Reading], Moments] = {}
-    for feed in data:
-        for tensor, array, mask in tap.arrays(feed):
-            for reading in readings[tensor]:
-                limit = None if reading.window is None else POSITIONS * len(array)
-                new = _moments(reading.rows(array, mask, limit))
-                old = found.get((tensor, reading))
-                found[tensor, reading] = new if old is None else _added(old, new)
+    for tensor, array, mask in tap.arrays(data):
+        for reading in readings[tensor]:
+            limit = None if reading.window is None else POSITIONS * len(array)
+            new = _moments(reading.rows(array, mask, limit))
+            old = found.get((tensor, reading))
+            found[tensor, reading] = new if old is None else _added(old, new)
     return found
 
 

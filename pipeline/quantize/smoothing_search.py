@@ -150,13 +150,12 @@ def _samples(
     tap = Tap(path, list(products), mask=options.mask, threads=options.threads)
     readings = {tensor: list(dict.fromkeys(p.reading for p in found)) for tensor, found in products.items()}
     kept: dict[tuple[str, Reading], list[F32]] = {(t, r): [] for t, found in readings.items() for r in found}
-    for feed in feeds:
-        for tensor, array, mask in tap.arrays(feed):
-            for reading in readings[tensor]:
-                room = ROWS - sum(rows.shape[1] for rows in kept[tensor, reading])
-                limit = room if reading.window is None else min(room, -(-ROWS // len(feeds)))
-                if room > 0:
-                    kept[tensor, reading].append(reading.rows(array, mask, limit))
+    for tensor, array, mask in tap.arrays(feeds):
+        for reading in readings[tensor]:
+            room = ROWS - sum(rows.shape[1] for rows in kept[tensor, reading])
+            limit = room if reading.window is None else min(room, -(-ROWS // len(feeds)))
+            if room > 0:
+                kept[tensor, reading].append(reading.rows(array, mask, limit))
     return {
         tensor: [
             Part(

@@ -18,10 +18,11 @@ import onnx_ir as ir
 
 from pipeline import kv_cache
 from pipeline import model as models
+from pipeline.memory import open_session, stream
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.insert import Inserter
 from pipeline.quantize.ranges import CANDIDATES, SiteRange, role_groups
-from pipeline.session import run, session
+from pipeline.segmented import in_order
 from pipeline.types import Array, Feeds, Precision, Progress, TensorInfo, silent
 
 WORTH = 0.98
@@ -111,12 +112,12 @@ class _Trials:
         self.feeds = _pieces(feeds, models.inputs(model))
         floats = [o.name for o in models.outputs(model) if np.issubdtype(o.dtype, np.floating)]
         self.outputs = [name for name in floats if not kv_cache.is_present(name)]
-        reference = session(path, threads=threads)
-        self.expected = [run(reference, self.outputs, dict(f)) for f in self.feeds]
+        reference = open_session(path, threads=threads)
+        self.expected = list(in_order(stream(reference, self.outputs, self.feeds)))
         del reference
         self.signal = np.zeros(len(self.outputs))
         for feed, expected in zip(self.feeds, self.expected, strict=True):
-            self.signal += [_energy(self._valid(values, feed)) for values in expected]
+            self.signal += [_energy(self._valid(expected[name], feed)) for name in self.outputs]
         # The trials run in FP32: FP16's rounding is not what is being chosen here.
         inserter = Inserter(model, _activations_alone(plan), {(r.site.tensor, r.site.spec): r.range for r in ranges})
         inserter.activations()
@@ -126,7 +127,7 @@ class _Trials:
         serialized = ir.serde.serialize_model(model)
         assert isinstance(serialized, onnx.ModelProto)
         # The optimizer may not touch pairs whose scales it does not know, and there is nothing else worth its time.
-        self.session = session(serialized.SerializeToString(), threads=threads, optimize=False, folder=path.parent)
+        self.session = open_session(serialized.SerializeToString(), threads=threads, optimize=False, folder=path.parent)
 
     def noise(self, ranges: Sequence[SiteRange], pace: Sequence[float] = ()) -> tuple[float, ...]:
         """Return noise energy over signal energy, summed over outputs, as it adds up from piece to piece.
@@ -142,9 +143,9 @@ class _Trials:
             ):
                 scales[name] = np.asarray(value, dtype)
         ratios: list[float] = []
-        for index, (feed, expected) in enumerate(zip(self.feeds, self.expected, strict=True)):
-            got = run(self.session, self.outputs, {**feed, **scales})
-            noise = [_energy(self._valid(have - want, feed)) for want, have in zip(expected, got, strict=True)]
+        results = in_order(stream(self.session, self.outputs, ({**feed, **scales} for feed in self.feeds)))
+        for index, (feed, want, got) in enumerate(zip(self.feeds, self.expected, results, strict=True)):
+            noise = [_energy(self._valid(got[name] - want[name], feed)) for name in self.outputs]
             ratios.append(sum(ratios[-1:]) + float(np.sum(noise / np.maximum(self.signal, 1e-30))))
             left = 1 - (index + 1) / len(self.feeds)
             if not math.isfinite(ratios[-1]) or (pace and ratios[-1] > pace[index] * (1 + SLACK * left)):

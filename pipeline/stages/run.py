@@ -18,6 +18,7 @@ from engines.target import target as find_target
 from pipeline.content import write_atomically
 from pipeline.errors import RecipeError
 from pipeline.executors.executor import Executor, LocalExecutor, Task, Waiting
+from pipeline.memory import weights_within
 from pipeline.notices import Notice, collecting
 from pipeline.policy.fallback import policy_on
 from pipeline.policy.planning import family
@@ -188,7 +189,9 @@ class Run:
         """
         if self.options.until is not None and self.options.until not in STAGES:
             raise RecipeError(f"There is no stage {self.options.until!r}.", fix=f"Stages are {', '.join(STAGES)}.")
-        with self.store.locked(), collecting() as notices:
+        memory_mb = self.recipe.memory_mb
+        within = weights_within(None if memory_mb is None else memory_mb << 20)
+        with self.store.locked(), collecting() as notices, within:
             self.notices = notices
             if record and not self.options.dry_run:
                 write_atomically(self.directory / RECIPE, json.dumps(to_dict(self.recipe), indent=1) + "\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import model as onnx_files
 from pipeline.errors import EngineError, ModelError, PublishError
-from pipeline.session import session
+from pipeline.memory import open_session
 from pipeline.triton.engine_rules import OnnxEngine, check_against_engine
 from pipeline.triton.ensemble_rules import check_ensemble
 from pipeline.triton.problem import Problem
@@ -183,7 +183,7 @@ def _load(path: Path, where: str) -> OnnxEngine | Problem:
         message = f"{error.what} ({error.where})"
         return Problem(rule=rule, severity="error", where=where, message=message, fix=error.fix or _SAME_AGAIN)
     try:
-        return OnnxEngine(session(path, threads=1))
+        return OnnxEngine(open_session(path, threads=1))
     except EngineError as error:
         return Problem(
             rule="engine-unreadable", severity="error", where=where, message=error.what, fix=error.fix or _SAME_AGAIN

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import EngineError
-from pipeline.session import run
+from pipeline.session import Session, run
 from pipeline.triton.problem import Problem
 from pipeline.triton.protobuf import ModelConfig, type_name
 from pipeline.triton.served import TYPE_OF_ORT, numpy_type
@@ -28,7 +28,7 @@ Shape = list[int]
 class OnnxEngine:
     """A live session with its inputs and outputs: name to (Triton type, shape with -1 for open dimensions)."""
 
-    def __init__(self, live: ort.InferenceSession) -> None:
+    def __init__(self, live: Session) -> None:
         self.live = live
         self.inputs = {v.name: _seen(v) for v in live.get_inputs()}
         self.outputs = {v.name: _seen(v) for v in live.get_outputs()}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import PublishError
-from pipeline.session import session
+from pipeline.memory import open_session
 from pipeline.types import TensorInfo
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -114,7 +114,7 @@ def onnx_model(
     Raises:
         EngineError: ONNX Runtime cannot load the model.
     """
-    live = session(engine, threads=1, optimize=False)
+    live = open_session(engine, threads=1, optimize=False)
     return ServedModel(
         name=name,
         backend="onnxruntime",

@@ -8,8 +8,9 @@ from pathlib import Path
 import onnx
 
 from engines.onnxruntime import ort_value, tensor_info
+from pipeline.memory import open_session
 from pipeline.model import read_proto
-from pipeline.session import run, session
+from pipeline.session import run
 from pipeline.types import Array, Feeds
 from pipeline.validation.feeds import fit
 
@@ -33,7 +34,7 @@ class Tapped:
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in new)
         self.tensors = list(dict.fromkeys(tensors))
         serialized = proto.SerializeToString()
-        self._session = session(serialized, threads=threads, optimize=False, folder=path.parent, made_from=path)
+        self._session = open_session(serialized, threads=threads, optimize=False, folder=path.parent, made_from=path)
         self.inputs = tuple(tensor_info(value) for value in self._session.get_inputs())
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:

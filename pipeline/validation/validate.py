@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from engines.onnxruntime import OnnxRuntimeRunner
-from pipeline import kv_cache
+from pipeline import kv_cache, memory
 from pipeline.errors import DataError
 from pipeline.model import size_bytes
 from pipeline.notices import notice
-from pipeline.types import CalibrationData, Progress, Runner, silent
+from pipeline.types import Array, CalibrationData, Feeds, Progress, Runner, silent
 from pipeline.validation.engine_on_gpu import GpuEngine
 from pipeline.validation.feeds import fit, mask_of, size_of
 from pipeline.validation.generation import Prompts, generate
@@ -32,6 +34,7 @@ from pipeline.validation.metrics import Comparison
 from pipeline.validation.tasks import Task
 
 _NOT_RUN = "no engine was run, only the Q/DQ graph in ONNX Runtime"
+_IN_SEGMENTS = "the models do not fit into memory together (memory_mb), so they ran in segments"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,8 @@ def validate(
 ) -> Measurements:
     """Return what the variant costs and gains against the reference.
 
-    Every stage reads the data batch by batch and keeps sums only, so memory does not grow with the samples.
+    Every stage reads the data batch by batch and keeps sums only, so memory does not grow with the samples. Models that do
+    not fit into memory together run in segments, are not timed, and their layers are not ranked.
 
     Args:
         reference: The canonical FP32 ONNX.
@@ -88,15 +92,18 @@ def validate(
     measured = options.mode is Mode.MEASURED
     if not len(data):
         raise DataError("There are no validation samples.", fix="Give validate.data with at least one sample.")
+    served_here = measured and options.engine is None
+    whole = memory.fit(reference, variant, *([variant] if served_here else []))
+    threads = options.threads
     with contextlib.ExitStack() as stack:
-        fp32 = stack.enter_context(OnnxRuntimeRunner(reference, threads=options.threads))
-        plain = stack.enter_context(OnnxRuntimeRunner(variant, threads=options.threads, optimize=False))
+        fp32 = stack.enter_context(OnnxRuntimeRunner(reference, threads=threads, whole=whole))
+        plain = stack.enter_context(OnnxRuntimeRunner(variant, threads=threads, optimize=False, whole=whole))
         candidates: dict[str, Runner] = {QDQ_PLAIN: plain}
         if measured:
             candidates[ENGINE] = stack.enter_context(
                 options.engine.runner()
                 if options.engine is not None
-                else OnnxRuntimeRunner(variant, threads=options.threads)
+                else OnnxRuntimeRunner(variant, threads=threads, whole=whole)
             )
         stages, samples = _compare(fp32, candidates, data, progress)
         served = candidates.get(ENGINE, plain)
@@ -107,7 +114,7 @@ def validate(
         if generation is not None:
             _say_if_steps_are_slower(generation)
         latency = None
-        if measured and options.latency:
+        if measured and options.latency and whole:
             latency = (
                 options.engine.latency(served, data, options.latency, progress=progress)
                 if options.engine is not None
@@ -115,13 +122,13 @@ def validate(
             )
             _say_if_slower(latency)
     layers = None
-    if options.layers:
+    if options.layers and whole:
         graph = options.unquantized or reference
-        layers = rank_layers(graph, variant, data, options.layers, threads=options.threads, progress=progress)
+        layers = rank_layers(graph, variant, data, options.layers, threads=threads, progress=progress)
     return Measurements(
         mode=options.mode,
         samples=samples,
-        threads=options.threads,
+        threads=threads,
         device=options.engine.device if options.engine is not None else None,
         stages={QDQ_PLAIN: stages[QDQ_PLAIN], ENGINE: stages.get(ENGINE)},
         task=task,
@@ -130,7 +137,7 @@ def validate(
         engine_bytes=_size(options.engine, variant) if measured else None,
         fp32_bytes=size_bytes(reference),
         layers=layers,
-        not_measured=_reasons(options, task, latency, layers),
+        not_measured=_reasons(options, task, latency, layers, whole=whole),
     )
 
 
@@ -140,15 +147,22 @@ def _compare(
     comparisons = {name: Comparison() for name in candidates}
     samples, total = 0, len(data)
     progress("validate", 0, total)
-    for feeds in data:
+    runners = [fp32, *candidates.values()]
+    batches, *copies = itertools.tee(data, 1 + len(runners))  # in segments a runner may be some batches ahead
+    outputs = [_outputs(runner, copy) for runner, copy in zip(runners, copies, strict=True)]
+    for feeds, floats, *found in zip(batches, *outputs, strict=True):
         # A cache counts by what the model makes of it; variants store it in types of their own.
-        wanted = {k: v for k, v in fp32.infer(fit(fp32, feeds)).items() if not kv_cache.is_present(k)}
-        mask = mask_of(feeds)
-        for name, runner in candidates.items():
-            comparisons[name].update(wanted, runner.infer(fit(runner, feeds)), mask)
+        wanted = {name: values for name, values in floats.items() if not kv_cache.is_present(name)}
+        for comparison, got in zip(comparisons.values(), found, strict=True):
+            comparison.update(wanted, got, mask_of(feeds))
         samples += size_of(feeds)
         progress("validate", samples, total)
     return {name: comparison.result() for name, comparison in comparisons.items()}, samples
+
+
+def _outputs(runner: Runner, data: Iterator[Feeds]) -> Iterator[dict[str, Array]]:
+    fitted = (fit(runner, feeds) for feeds in data)
+    return runner.infer_all(fitted) if isinstance(runner, OnnxRuntimeRunner) else map(runner.infer, fitted)
 
 
 def _score(task: Task, fp32: Runner, served: Runner, data: CalibrationData, progress: Progress) -> TaskMeasurement:
@@ -169,6 +183,8 @@ def _reasons(
     task: TaskMeasurement | None,
     latency: dict[str, BatchLatency] | None,
     layers: tuple[LayerLoss, ...] | None,
+    *,
+    whole: bool,
 ) -> dict[str, str]:
     measured = options.mode is Mode.MEASURED
     reasons = {}
@@ -179,9 +195,10 @@ def _reasons(
     if options.prompts is None:
         reasons["generation"] = "no prompts were named (validate.prompts)"
     if latency is None:
-        reasons["latency_ms"] = "not asked for (validate.latency)" if measured else _NOT_RUN
+        asked = "not asked for (validate.latency)" if options.latency is None else _IN_SEGMENTS
+        reasons["latency_ms"] = asked if measured else _NOT_RUN
     if layers is None:
-        reasons["layers"] = "not asked for (validate.per_layer)"
+        reasons["layers"] = "not asked for (validate.per_layer)" if options.layers is None else _IN_SEGMENTS
     return reasons
 
 
