@@ -24,12 +24,14 @@ class Cost:
         wall_seconds: From start to end.
         peak_rss_bytes: The largest sum of resident sets over the tree, sampled every 20 ms. (The kernel's own peak of a
             child is no use: it includes what the parent held when it forked.)
+        peak_anonymous_bytes: The same without the pages of mapped files and shared memory (RssAnon).
         text: What it printed.
     """
 
     cpu_seconds: float
     wall_seconds: float
     peak_rss_bytes: int
+    peak_anonymous_bytes: int
     text: str
 
 
@@ -48,7 +50,7 @@ def measured(command: Sequence[str], *, environment: Mapping[str, str] | None = 
         child = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
         )
-        peak = [0]
+        peak = [0, 0]
         watcher = threading.Thread(target=_watch, args=(child.pid, peak))
         watcher.start()
         _, status, usage = os.wait4(child.pid, 0)
@@ -63,23 +65,27 @@ def measured(command: Sequence[str], *, environment: Mapping[str, str] | None = 
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         wall_seconds=wall,
         peak_rss_bytes=peak[0],
+        peak_anonymous_bytes=peak[1],
         text=text,
     )
 
 
 def _watch(pid: int, peak: list[int]) -> None:
-    """Keep the largest resident set of the tree in ``peak[0]`` until its root ends."""
+    """Keep the largest resident set of the tree in ``peak``, all of it and its anonymous part, until its root ends."""
     try:
         root = psutil.Process(pid)
         while root.status() != psutil.STATUS_ZOMBIE:
-            peak[0] = max(peak[0], sum(_resident(p) for p in (root, *root.children(recursive=True))))
+            seen = [_resident(process) for process in (root, *root.children(recursive=True))]
+            peak[:] = [max(before, sum(now)) for before, now in zip(peak, zip(*seen, strict=True), strict=True)]
             time.sleep(SAMPLING_SECONDS)
     except psutil.Error:  # the root was waited for
         return
 
 
-def _resident(process: psutil.Process) -> int:
+def _resident(process: psutil.Process) -> tuple[int, int]:
+    """Return the resident bytes, and those of them that are no file's or shared (Linux; elsewhere all of them)."""
     try:
-        return int(process.memory_info().rss)
+        seen = process.memory_info()
     except psutil.Error:  # it ended since it was listed
-        return 0
+        return 0, 0
+    return int(seen.rss), int(seen.rss - getattr(seen, "shared", 0))

@@ -17,7 +17,7 @@ PEAK_GB = {"calibrate": 8.0, "quantize": 1.0, "build": 12.5}
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(not available(), reason="needs pip install '.[rtx]'")
 def test_a_billion_parameters_compile_for_sm80(tmp_path: Path) -> None:
-    from benchmarks.large import run
+    from benchmarks.compiled_large import run
 
     lines = list(run(tmp_path, 1e9, "a100", "int8"))
     assert float(lines[0].split()[0]) == pytest.approx(1.0, rel=0.1)
