@@ -62,7 +62,9 @@ def main() -> None:
             ],
         )
         rows = [_row("`cp` of the model and `sync`", copied(work), {}, size, size)]
-        rows += [_row(name, *run(work, name, given), size) for name in given.precision]
+        for name in given.precision:
+            rows.append(_row(name, *run(work, name, given), size))
+            progress(" | ".join(rows[-1]))
         print_table(COLUMNS, rows)
 
 
