@@ -35,6 +35,8 @@ WIDTH = 100
 _TITLES = {
     "write": "write model",
     "send": "read and send data",
+    "scales": "quantize: scales",
+    "quantize": "quantize: weights",
     "tune": "choose ranges",
     "validate": "validate: outputs",
     "task": "validate: task",

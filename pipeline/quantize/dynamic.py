@@ -14,12 +14,15 @@ from pipeline.graph.operands import Operands, operands
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.insert import Inserter
 from pipeline.quantize.weights import round_to_nearest
-from pipeline.types import Array, QuantSpec
+from pipeline.types import Array, Progress, QuantSpec, silent
 
 
-def insert_dynamic(model: ir.Model, plan: PrecisionPlan) -> None:
-    """Replace every planned matrix product by its dynamically quantized form; changes the graph in place."""
-    _Dynamic(model, plan).run()
+def insert_dynamic(model: ir.Model, plan: PrecisionPlan, progress: Progress = silent) -> None:
+    """Replace every planned matrix product by its dynamically quantized form; changes the graph in place.
+
+    ``progress`` is told of every node of the graph under ``scales``; a planned one's weight is read.
+    """
+    _Dynamic(model, plan).run(progress)
 
 
 class _Dynamic:
@@ -30,9 +33,11 @@ class _Dynamic:
         self.activations: dict[str, ir.Node] = {}
         self.weights: dict[tuple[str, int | None], tuple[ir.Value, ir.Value, ir.Value]] = {}
 
-    def run(self) -> None:
+    def run(self, progress: Progress) -> None:
         planned = {n.node: n for n in self.plan.quantized()}
-        for node in list(self.graph):
+        nodes = list(self.graph)
+        for index, node in enumerate(nodes):
+            progress("scales", index + 1, len(nodes))
             entry, found = planned.get(node.name or ""), operands(node)
             if entry is None or found is None or found.weight is None:
                 continue

@@ -14,7 +14,7 @@ from pipeline.quantize import nbits
 from pipeline.quantize.sites import Site, sites
 from pipeline.quantize.stored_cache import store_quantized
 from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, round_to_nearest, stored_scale
-from pipeline.types import Array, QuantSpec, Range, Role
+from pipeline.types import Array, Progress, QuantSpec, Range, Role, silent
 
 
 class Inserter:
@@ -49,15 +49,16 @@ class Inserter:
         self.tables: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._sites = sites(model, plan)
 
-    def run(self) -> None:
-        """Insert every pair."""
+    def run(self, progress: Progress = silent) -> None:
+        """Insert every pair; ``progress`` is told of every node under ``scales``, which reads its weight."""
         quantized = [(self.nodes[n.node], n) for n in self.plan.quantized()]
         found = {n.name: operands(n) for n, _ in quantized}
         self.activations()
         for node, entry in quantized:
             if entry.role is Role.KV_CACHE:
                 store_quantized(self, node)
-        for node, entry in quantized:
+        for index, (node, entry) in enumerate(quantized):
+            progress("scales", index, len(quantized))
             what = found[node.name]
             if what is None or what.weight is None:
                 continue
@@ -67,6 +68,7 @@ class Inserter:
                 self.table(node, what, spec)
             else:
                 self._weight(node, what, spec)
+        progress("scales", len(quantized), len(quantized))
         self.drop_unused()
 
     def activations(self) -> None:

@@ -55,7 +55,7 @@ def quantize(
         ranges: One for every activation site (none for a dynamic plan).
         out: The variant's ``.onnx``.
         rounding: Folder of weights that are rounded already (:mod:`pipeline.quantize.rounding`).
-        progress: Told of every tensor written.
+        progress: Told of every node whose weight is read (``scales``), then of every tensor written (``quantize``).
 
     Raises:
         QuantizeError: A weight is not finite.
@@ -64,10 +64,10 @@ def quantize(
     """
     model = models.load(canonical)
     if plan.dynamic:
-        insert_dynamic(model, plan)
+        insert_dynamic(model, plan, progress)
     else:
         weights = _rounded(model, plan, rounding) if rounding is not None else None
-        Inserter(model, plan, {(r.site.tensor, r.site.spec): r.range for r in ranges}, weights).run()
+        Inserter(model, plan, {(r.site.tensor, r.site.spec): r.range for r in ranges}, weights).run(progress)
     if plan.emulated:  # FP4 and BF16 convolutions came with opset 23, which changed no operator's meaning
         model.opset_imports[""] = max(23, model.opset_imports.get("", 0))
         model.ir_version = max(11, model.ir_version)

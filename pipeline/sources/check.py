@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import session
+from pipeline import memory, session
 from pipeline.errors import EngineError, SourceError
 from pipeline.types import Array, Feeds
 
@@ -29,7 +29,7 @@ def compare(onnx: Path, cases: Sequence[tuple[Feeds, dict[str, Array]]], *, wher
     """
     worst = 0.0
     try:
-        live = session.session(onnx, optimize=False)
+        live = memory.open_session(onnx, optimize=False)
         taken = {value.name for value in live.get_inputs()}
         results = [
             session.run(live, list(reference), {k: v for k, v in feeds.items() if k in taken})

@@ -41,8 +41,12 @@ def made(inputs: Path, out: Path, memory_mb: int | None, **sections: Any) -> Pat
         "threads": 1,
         **sections,
     }
-    build(parse(recipe), out)
+    build(parse(recipe), out, progress=lambda *step: TOLD.append(step))
     return out
+
+
+TOLD: list[tuple[str, int, int]] = []
+"""What the builds of this file said of their progress."""
 
 
 @pytest.fixture
@@ -120,6 +124,19 @@ def test_what_needs_the_whole_model_is_not_measured_and_the_report_says_why(
         assert "ran in segments" in measured["not_measured"][key]
     assert "runs in segments" in caplog.text
     assert any(item["code"] == "runs-in-segments" for item in report(out)["notices"])
+
+
+def test_progress_goes_evenly_from_segment_to_segment_and_from_weight_to_weight(inputs: Path, tmp_path: Path) -> None:
+    TOLD.clear()
+    made(inputs, tmp_path / "parts", SMALL, targets=["a100"], validate={}, policy={"smooth": "off"})
+    steps = [(done, total) for stage, done, total in TOLD if stage == "calibrate"]
+    (total,) = {total for _, total in steps}
+    assert [done for done, _ in steps] == list(range(1, total + 1))
+    assert total % 3 == 0  # three batches
+    assert total > 3
+    scales = [(done, total) for stage, done, total in TOLD if stage == "scales"]
+    assert [done for done, _ in scales] == list(range(scales[-1][1] + 1))
+    assert scales[-1][1] >= 14
 
 
 def test_the_fusion_of_a_variant_is_counted_over_its_segments(inputs: Path, tmp_path: Path) -> None:
