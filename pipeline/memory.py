@@ -70,14 +70,14 @@ def open_session(
     Raises:
         EngineError: ONNX Runtime refuses the model, or a segment would hand on what is no tensor.
     """
-    proto = None if whole else _proto(model)
-    if proto is None or (whole is None and weight_bytes(proto) <= weight_memory()):
+    if _fits(model) if whole is None else whole:
         found: Session = session(
             model, folder=folder, made_from=made_from, threads=threads, optimize=optimize, spin=spin
         )
         return found
     place = model.parent if isinstance(model, Path) else folder
     assert place is not None
+    proto = _in_order(model)
     notice(
         "runs-in-segments",
         f"{weight_bytes(proto) / 1e9:.1f} GB of weights do not fit into the memory they may take (memory_mb), so the "
@@ -104,13 +104,19 @@ def _outputs(live: Session, names: list[str], feeds: Feeds) -> dict[str, Array]:
     return dict(zip(names, run(live, names, feeds), strict=True)) if names else {}
 
 
-def _proto(model: Path | bytes) -> onnx.ModelProto | None:
-    """Return a model without its external data, nodes in order; ``None`` if ONNX Runtime should say what is wrong."""
+def _fits(model: Path | bytes) -> bool:
+    if isinstance(model, bytes):
+        return weight_bytes(onnx.load_from_string(model)) <= weight_memory()
+    try:
+        return fit(model)
+    except ModelError:
+        return True  # what is wrong with it ONNX Runtime says better
+
+
+def _in_order(model: Path | bytes) -> onnx.ModelProto:
+    """Return a model without its external data, its nodes in topological order."""
     if isinstance(model, bytes):
         return onnx.load_from_string(model)
-    try:
-        proto = ir.serde.serialize_model(models.load(model))
-    except ModelError:
-        return None
+    proto = ir.serde.serialize_model(models.load(model))
     assert isinstance(proto, onnx.ModelProto)
     return proto
