@@ -115,7 +115,7 @@ def _row(title: str, cost: Cost, seconds: Mapping[str, float], variant: int, siz
 
 
 def _rate(size: int, seconds: float) -> str:
-    return f"{size / seconds / 1e9:.2f}"
+    return f"{size / seconds / 1e9:.3f}"
 
 
 if __name__ == "__main__":
