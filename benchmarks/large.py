@@ -1,11 +1,11 @@
 """What a model larger than memory costs: time, memory and bytes a second beside a plain copy of its file.
 
-    python -m benchmarks.large --parameters 6.7e9 --precision int4 int8
+    python -m benchmarks.large --parameters 6.7e9 --precision int4 w8a16 int8
 
 A Llama-shaped model with random weights is written, ``python -m pipeline quantize`` (for ``--target cpu`` ``build``) is run
-on it in a fresh folder for every precision, and everything is deleted. ``int4`` rounds blocks of 128 to nearest and needs
-no data; ``int8`` is calibrated on 8 samples of 32 tokens (min/max, no smoothing); ``int8-dynamic``, on ``cpu`` only, needs
-no data. The model is in FP16, for ``--target cpu``, where FP16 is not quantized, in FP32. GB/s is the model's bytes over
+on it in a fresh folder for every precision, and everything is deleted. ``int4`` (blocks of 128) and ``w8a16`` round weights
+alone to nearest and need no data; ``int8`` is calibrated on 8 samples of 32 tokens (min/max, no smoothing);
+``int8-dynamic``, on ``cpu`` only, needs no data. The model is in FP16, for ``--target cpu``, where FP16 is not quantized, in FP32. GB/s is the model's bytes over
 wall seconds. Memory is that of the whole process tree, sampled every 20 ms: RSS counts the pages of files that are
 mapped, RssAnon is what the process has itself.
 """
@@ -33,6 +33,7 @@ OPTIONS = {
     "int4": ["--precision", "int4"],
     "int8": ["--precision", "int8", "--method", "minmax", "--policy.smooth", "off", "--calibration.batch_size", "4",
              "--calibration", "data.npz"],
+    "w8a16": ["--precision", "w8a16"],
     "int8-dynamic": ["--precision", "int8", "--policy.activations", "dynamic"],
 }  # fmt: skip
 COLUMNS = ["", "wall s", "CPU s", "GB/s", "peak RSS GB", "peak RssAnon GB", "written GB", "stages: s (GB/s)"]
