@@ -79,6 +79,11 @@ class PrecisionPlan:
         )
 
     @property
+    def signed_scales(self) -> bool:
+        """Whether scales of blocks may be negative: TensorRT refuses them, ONNX Runtime multiplies with them."""
+        return self.family == "cpu"
+
+    @property
     def emulated(self) -> bool:
         """Whether the graph has types that ONNX Runtime's CPU provider has no kernels for."""
         return self.elsewhere is Precision.BF16 or Precision.FP4 in self.formats

@@ -136,7 +136,14 @@ class Inserter:
         bias = _channel_bias(node, value, what.channel_axis) if integers else None
         if weight is None:
             floor = _bias_floor(_magnitude(bias), activation) if bias is not None else None
-            weight = round_to_nearest(value, spec, axis=what.channel_axis, scale_dtype=scale_dtype, min_scale=floor)
+            weight = round_to_nearest(
+                value,
+                spec,
+                axis=what.channel_axis,
+                scale_dtype=scale_dtype,
+                min_scale=floor,
+                signed=self.plan.signed_scales,
+            )
         if self.plan.family == "cpu" and nbits.has_kernel(node, what, spec):
             self._nbits(node, what, spec, weight)
             return

@@ -80,7 +80,7 @@ def round_weights(
             for found, spec in products:
                 file = f"{len(index):05}.npz"
                 index[found.node.name or ""] = file
-                _round(found, spec, seen, folder / file, scale_dtype)
+                _round(found, spec, seen, folder / file, scale_dtype, signed=plan.signed_scales)
                 progress("round", len(index), sum(map(len, wanted.values())))
     (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return len(index)
@@ -147,7 +147,9 @@ def _parts(wanted: _Wanted, memory_bytes: int) -> Iterator[_Wanted]:
         yield part
 
 
-def _round(made: Product, spec: QuantSpec, seen: Moments, file: Path, scale_dtype: npt.DTypeLike) -> None:
+def _round(
+    made: Product, spec: QuantSpec, seen: Moments, file: Path, scale_dtype: npt.DTypeLike, *, signed: bool
+) -> None:
     assert made.what.weight is not None
     assert made.what.channel_axis is not None
     value = made.node.inputs[made.what.weight]
@@ -157,7 +159,7 @@ def _round(made: Product, spec: QuantSpec, seen: Moments, file: Path, scale_dtyp
         axis, scale = made.what.channel_axis, channel_scales(value, spec, made.what.channel_axis, scale_dtype)
         steps = scale.reshape(len(weights), 1, -1)
     else:
-        blocks = block_scales(weights[0], spec, np.diagonal(grams[0]), scale_dtype)
+        blocks = block_scales(weights[0], spec, np.diagonal(grams[0]), scale_dtype, signed=signed)
         axis, scale = 1 - made.what.channel_axis, blocks if made.what.channel_axis == 1 else blocks.T
         steps = np.repeat(blocks, spec.block, axis=0)[None]
 

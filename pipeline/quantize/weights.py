@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -27,6 +27,8 @@ IR_DTYPES = {
 _TINY = 1e-30
 SHARES = tuple(round(1.0 - 0.04 * step, 2) for step in range(14))
 """Shares of a block's largest magnitude that are tried as its range: 1, 0.96 … 0.48."""
+CAUTIOUS = SHARES[:4]
+"""Those tried without data: an outlier of a language model's weights often meets an input that makes it matter."""
 _HALF_STEP = np.float32(127.5 / 127)
 """A scale may be this much too small: the largest value then still rounds to the last step."""
 
@@ -57,6 +59,7 @@ def round_to_nearest(
     axis: int | None,
     scale_dtype: npt.DTypeLike,
     min_scale: Array | None = None,
+    signed: bool = False,
 ) -> QuantizedWeight:
     """Quantize a constant weight symmetrically, ``scale = max|w| / 127`` (FP8: 448, INT4: 7) per output channel or block.
 
@@ -66,6 +69,7 @@ def round_to_nearest(
         axis: The output-channel axis; ``None`` for one scale.
         scale_dtype: ``float16`` and ``bfloat16`` round scales first, so that weights are rounded with the scale that is stored.
         min_scale: float32, the scale's shape; smallest one allowed, which a channel of zeros then gets.
+        signed: A block's scale may be negative.
 
     Raises:
         QuantizeError: The weight is not finite.
@@ -74,15 +78,21 @@ def round_to_nearest(
     assert source is not None
     assert value.name is not None
     if spec.block is not None:
-        return _in_blocks(value, spec, axis=axis, scale_dtype=scale_dtype)
+        return _in_blocks(value, spec, axis=axis, scale_dtype=scale_dtype, signed=signed)
     scale = _scale(_absolute_maximum(source, axis, value.name), spec, scale_dtype, min_scale)
     divisor = scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(len(source.shape))])
     lazy = _lazy(value, spec, lambda rows: divisor[rows] if axis == 0 else divisor)
     return QuantizedWeight(tensor=lazy, scale=scale, axis=axis)
 
 
-def _in_blocks(value: ir.Value, spec: QuantSpec, *, axis: int | None, scale_dtype: npt.DTypeLike) -> QuantizedWeight:
-    """Quantize a matrix in blocks along the axis that is not the output channels'; each has the scale of least squared error."""
+def _in_blocks(
+    value: ir.Value, spec: QuantSpec, *, axis: int | None, scale_dtype: npt.DTypeLike, signed: bool
+) -> QuantizedWeight:
+    """Quantize a matrix in blocks along the axis that is not the output channels'.
+
+    Where an INT4 scale may be negative, the value of largest magnitude becomes -8 whatever its sign; elsewhere each
+    block has the scale of least squared error among those that clip little.
+    """
     assert value.const_value is not None
     assert spec.block is not None
     block, summed = spec.block, 1 - (axis or 0)
@@ -90,7 +100,10 @@ def _in_blocks(value: ir.Value, spec: QuantSpec, *, axis: int | None, scale_dtyp
     if not all(on_all_cores(lambda rows: bool(np.isfinite(weight[rows]).all()), tiles(weight.shape))):
         raise _not_finite(value.name or "")
     by_rows = weight if summed == 0 else weight.T
-    found = block_scales(by_rows, spec, np.ones(len(by_rows)), scale_dtype)
+    if signed and spec.dtype is QuantDType.INT4:
+        found = _signed(_extremes(by_rows, block), spec, 1.0, scale_dtype)
+    else:
+        found = block_scales(by_rows, spec, np.ones(len(by_rows)), scale_dtype, shares=CAUTIOUS)
     scale = found if summed == 0 else np.ascontiguousarray(found.T)
 
     def divisor(rows: slice) -> Array:
@@ -136,31 +149,58 @@ def channel_scales(value: ir.Value, spec: QuantSpec, axis: int | None, scale_dty
     return _scale(_absolute_maximum(value.const_value, axis, value.name or ""), spec, scale_dtype, None)
 
 
-def block_scales(weight: Array, spec: QuantSpec, importance: Array, scale_dtype: npt.DTypeLike) -> Array:
+def block_scales(
+    weight: Array,
+    spec: QuantSpec,
+    importance: Array,
+    scale_dtype: npt.DTypeLike,
+    *,
+    shares: Sequence[float] = SHARES,
+    signed: bool = False,
+) -> Array:
     """Return the scales of blocks that cost the least weighted squared error, float32 ``[blocks, channels out]``.
 
-    A block of few bits is better off if its largest values clip: tried are :data:`SHARES` of ``max|w| / qmax``.
+    A block of few bits is better off if its largest values clip: tried are some shares of ``max|w| / qmax``.
 
     Args:
         weight: ``[channels in, channels out]``.
         spec: Its format, with a block.
         importance: ``[channels in]``, what an error of each row costs: its input's second moment.
         scale_dtype: What scales are stored in.
+        shares: What to try.
+        signed: Try negative scales too, with which INT4's -8 stands for the largest value whatever its sign.
     """
     assert spec.block is not None
-    rows, columns = weight.shape
     # A row whose input was always zero still gets a little, so that a block of such rows has a scale of its own.
     cost = importance + 1e-6 * max(float(np.mean(importance)), 1e-30)
-    amax = np.empty((rows // spec.block, columns), np.float32)
-
-    def largest(index: slice) -> None:
-        values = weight[index.start * spec.block : index.stop * spec.block].astype(np.float32)
-        amax[index] = np.abs(values).max(axis=0)
-
-    on_all_cores(largest, [slice(i, i + 1) for i in range(len(amax))])
-    tried = np.stack([_scale(amax * np.float32(share), spec, scale_dtype, None) for share in SHARES])
+    ends = _extremes(weight, spec.block)
+    amax = np.maximum(-ends[0], ends[1])
+    tried = [_scale(amax * np.float32(share), spec, scale_dtype, None) for share in shares]
+    if signed and spec.dtype is QuantDType.INT4:
+        tried += [_signed(ends, spec, share, scale_dtype) for share in shares]
     levels = (lowest(spec.dtype), spec.dtype.qmax, spec.dtype is QuantDType.FP4_E2M1)
-    return least_error(weight, spec.block, cost, tried, levels)
+    return least_error(weight, spec.block, cost, np.stack(tried), levels)
+
+
+def _extremes(weight: Array, block: int) -> tuple[Array, Array]:
+    """Return the smallest and largest value of every block, float32 ``[blocks, channels out]`` each."""
+    low, high = (np.empty((len(weight) // block, weight.shape[1]), np.float32) for _ in range(2))
+
+    def search(index: slice) -> None:
+        values = weight[index.start * block : index.stop * block].astype(np.float32)
+        low[index], high[index] = values.min(axis=0), values.max(axis=0)
+
+    on_all_cores(search, [slice(i, i + 1) for i in range(len(low))])
+    return low, high
+
+
+def _signed(ends: tuple[Array, Array], spec: QuantSpec, share: float, scale_dtype: npt.DTypeLike) -> Array:
+    """Return scales with which the lowest level stands for a share of the value of largest magnitude."""
+    low, high = ends
+    magnitude = np.maximum(-low, high) * np.float32(share * spec.dtype.qmax / -spec.dtype.qmin)
+    scale = _scale(magnitude.astype(np.float32), spec, scale_dtype, None)
+    found: Array = np.where(high > -low, -scale, scale).astype(np.float32)
+    return found
 
 
 def _absolute_maximum(source: ir.TensorProtocol, axis: int | None, name: str) -> Array:
