@@ -32,14 +32,19 @@ CALIBRATION, HELD_OUT = slice(20, 148), slice(6, 14)
 SCORED = {"short": slice(0, 6), "long": slice(150, 200)}
 """Documents that perplexity is of: 1,500 tokens, whose figures still move by half a percent with chance, and 14,000."""
 METHODS = {
-    "INT4 weights in blocks of 128, round to nearest": ["--precision", "int4", "--policy.rounding", "rtn"],
-    "INT4 weights in blocks of 128, GPTQ (default)": ["--precision", "int4"],
-    "INT8": ["--precision", "int8"],
-    "INT8, GPTQ": ["--precision", "int8", "--policy.rounding", "gptq"],
-    "INT8, FFN down in FP16": [
-        *("--precision", "int8", "--policy.rules", '[{"role": "ffn_down", "precision": "fp16"}]'),
-    ],
+    "INT4 weights in blocks of 128, round to nearest": ("a100", ["--precision", "int4", "--policy.rounding", "rtn"]),
+    "INT4 weights in blocks of 128, GPTQ (default)": ("a100", ["--precision", "int4"]),
+    "INT4 for a CPU, round to nearest": ("cpu", ["--precision", "int4", "--policy.rounding", "rtn"]),
+    "INT4 for a CPU, GPTQ (default)": ("cpu", ["--precision", "int4"]),
+    "INT8 weights": ("a100", ["--precision", "w8a16"]),
+    "INT8": ("a100", ["--precision", "int8"]),
+    "INT8, GPTQ": ("a100", ["--precision", "int8", "--policy.rounding", "gptq"]),
+    "INT8, FFN down in FP16": (
+        "a100",
+        ["--precision", "int8", "--policy.rules", '[{"role": "ffn_down", "precision": "fp16"}]'],
+    ),
 }
+"""Title to a target and flags."""
 LANGUAGE_PEERS = ("ort-int4", "modelopt-int4-awq", "ort-static-tuned-symmetric", "modelopt-max")
 
 
@@ -57,7 +62,7 @@ def main() -> None:
     folder, text, calibration, heldout = prepare(given.work, given.scored)
     print_header("Language", "benchmarks.language", [f"calibrated on {given.samples} windows"])
     rows = []
-    for title, flags in METHODS.items():
+    for title, (target, flags) in METHODS.items():
         if given.only not in title:
             continue
         progress(title)
@@ -69,7 +74,7 @@ def main() -> None:
             "validate",
             str(folder),
             "--target",
-            "a100",
+            target,
             *flags,
             "-o",
             str(out),
@@ -78,7 +83,7 @@ def main() -> None:
         command += ["--calibration.join", "true"]
         command += ["--validate.task", "perplexity", "--validate.labels", str(text), "--validate.max_length", "256"]
         cost = measured([*command, "--validate.latency", "false"])
-        report = json.loads((out / "report.json").read_text(encoding="utf-8"))["validation"]["a100"]
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))["validation"][target]
         fp32, found = (report["task"][kind]["perplexity"] for kind in ("fp32", "engine"))
         rows.append([title, f"{found:.2f}", f"{found / fp32 - 1:+.1%}", f"{report['outputs']['logits']['sqnr_db']:.1f}",
                      f"{cost.cpu_seconds:.0f}", f"{cost.peak_rss_bytes / 1e6:.0f}"])  # fmt: skip
