@@ -66,6 +66,8 @@ class Cluster:
     def submit(self, work: Work, placement: Placement) -> Submitted:
         """Start a task on a node that the placement allows."""
         options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "max_retries": RETRIES}
+        # A task that reads from a node which dies sees a broken connection.
+        options["retry_exceptions"] = [OSError, self._ray.exceptions.RaySystemError]
         if placement.resource is not None:
             options["resources"] = {placement.resource: 0.001}
         reference = self._run.options(**options).remote(work, self._watch)

@@ -105,6 +105,7 @@ def validate(
                 if options.engine is not None
                 else OnnxRuntimeRunner(variant, threads=threads, whole=whole)
             )
+        cached = any(kv_cache.is_past(info.name) for info in fp32.inputs)
         stages, samples = _compare(fp32, candidates, data, progress)
         served = candidates.get(ENGINE, plain)
         task = _score(options.task, fp32, served, data, progress) if options.task else None
@@ -137,7 +138,7 @@ def validate(
         engine_bytes=_size(options.engine, variant) if measured else None,
         fp32_bytes=size_bytes(reference),
         layers=layers,
-        not_measured=_reasons(options, task, latency, layers, whole=whole),
+        not_measured=_reasons(options, task, latency, layers, whole=whole, cached=cached),
     )
 
 
@@ -185,6 +186,7 @@ def _reasons(
     layers: tuple[LayerLoss, ...] | None,
     *,
     whole: bool,
+    cached: bool,
 ) -> dict[str, str]:
     measured = options.mode is Mode.MEASURED
     reasons = {}
@@ -192,7 +194,7 @@ def _reasons(
         reasons["stages.engine"] = reasons["engine_bytes"] = _NOT_RUN
     if task is None:
         reasons["task"] = "no task was named (validate.task)"
-    if options.prompts is None:
+    if options.prompts is None and cached:
         reasons["generation"] = "no prompts were named (validate.prompts)"
     if latency is None:
         asked = "not asked for (validate.latency)" if options.latency is None else _IN_SEGMENTS
