@@ -144,7 +144,10 @@ def _prepared(model: Path, out: Path) -> Path:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = out.with_suffix(".prepared.onnx")
-    quant_pre_process(model, prepared)
+    try:
+        quant_pre_process(model, prepared)
+    except Exception:  # its symbolic shape inference gives up on some models; the tool's own advice is to skip it
+        quant_pre_process(model, prepared, skip_symbolic_shape=True)
     return prepared
 
 

@@ -18,7 +18,9 @@ from pipeline.quantize.smooth import apply
 from pipeline.quantize.smoothing import Smoothing, by_tensor, groups
 from pipeline.quantize.smoothing_search import SearchOptions, search
 from pipeline.recipe import parse
+from pipeline.types import Role
 from tests.quantize import graphs
+from tests.quantize.planning import plan_for as planned
 from tests.quantize.test_quantize_variants import plan_for
 
 DRAW = np.random.default_rng
@@ -311,3 +313,31 @@ def test_gptq_gives_a_convolution_without_a_bias_one(tmp_path: Path) -> None:
             assert len([i for i in made.input if i]) == (3 if rounding == "gptq" else 2)
     # What the weights' rounding costs is small beside the activations', but there is less of it.
     assert results["a100", "gptq"] > results["a100", "rtn"]
+
+
+def test_a_bias_that_would_overflow_in_the_rounded_weight_s_scale_is_kept(tmp_path: Path) -> None:
+    draw = DRAW(8)
+    weights = {"w": (1e-6 * draw.normal(size=(CHANNELS, CHANNELS, 1, 1))).astype(np.float32)}
+    weights["b"] = np.float32([1e6, *[1.0] * (CHANNELS - 1)])
+    nodes = [helper.make_node("Relu", ["x"], ["r"], name="relu"), conv("r", "w", "y", "conv", "b")]
+    source = graphs.save(
+        tmp_path / "m.onnx", nodes, [("x", ["b", CHANNELS, 16, 16])], [("y", ["n", "o", "h", "w"])], weights
+    )
+    decibel, _ = quantized(tmp_path, source, "cpu", smooth="off", rounding="gptq")
+    assert decibel > 40  # the output is its bias
+
+
+def test_a_residual_add_keeps_its_convolution_s_input_as_it_is(tmp_path: Path) -> None:
+    weights = {"w": DRAW(9).normal(size=(CHANNELS, CHANNELS, 1, 1)).astype(np.float32)}
+    nodes = [
+        helper.make_node("Relu", ["x"], ["t"], name="relu"),
+        conv("t", "w", "d", "second"),
+        helper.make_node("Add", ["d", "t"], ["y"], name="skip"),
+    ]
+    path = graphs.save(
+        tmp_path / "m.onnx", nodes, [("x", ["b", CHANNELS, 4, 4])], [("y", ["n", "o", "h", "w"])], weights
+    )
+    model = models.load(path)
+    residual = planned(path, "gpu-int8", {"second", "skip"}, roles={"skip": Role.RESIDUAL_ADD})
+    assert groups(model, residual) == ()  # a Mul would have to be undone for the add
+    assert len(groups(model, planned(path, "gpu-int8", {"second"}))) == 1
