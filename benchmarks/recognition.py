@@ -12,22 +12,18 @@ optimizations; ``gpu-*`` variants and other tools' files for GPUs are simulated 
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
-from pydoc_data import topics
 
 import numpy as np
 import onnxruntime as ort
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from benchmarks import peers
 from benchmarks.builds import variant
 from benchmarks.fidelity import Array, Feeds, open_session
 from benchmarks.tables import NOT_MEASURED, print_header, print_table, progress
+from examples.pp_ocr import characters, decoded, rendered, vocabulary
 
-HEIGHT, WIDTH = 48, 320
 BATCH = 8
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "DejaVuSerif-Bold", "DejaVuSans-Oblique")
 OURS = (
     ("cpu", {}),
     ("cpu", {"policy_smooth": "off", "policy_rounding": "rtn"}),
@@ -91,7 +87,7 @@ class Bench:
         images = np.stack([rendered(word, draw) for word in chosen])
         live = open_session(model)
         self.input = live.get_inputs()[0].name
-        self.characters = ["", *live.get_modelmeta().custom_metadata_map["character"].split("\n"), " "]
+        self.characters = characters(model)
         work.mkdir(parents=True, exist_ok=True)
         self.data, self.images = work / "recognition.npz", images[:words]
         np.savez(self.data, **{self.input: images[words:]})
@@ -100,7 +96,7 @@ class Bench:
     def figures(self, path: Path, *, optimize: bool = True) -> list[str]:
         """Return word accuracy and the outputs' SQNR of one file, as text."""
         found = self._run(open_session(path, threads=2, optimize=optimize))
-        right = np.mean([self._text(row) == label for row, label in zip(found, self.labels, strict=True)])
+        right = np.mean([decoded(row, self.characters) == label for row, label in zip(found, self.labels, strict=True)])
         noise = float(np.square(found.astype(np.float64) - self.reference).sum())
         signal = float(np.square(self.reference, dtype=np.float64).sum())
         decibel = "" if noise == 0 else f"{10 * np.log10(signal / noise):.1f}"
@@ -109,39 +105,6 @@ class Bench:
     def _run(self, live: ort.InferenceSession) -> Array:
         feeds: list[Feeds] = [{self.input: self.images[i : i + BATCH]} for i in range(0, len(self.images), BATCH)]
         return np.concatenate([np.asarray(live.run(None, feed)[0], np.float32) for feed in feeds])
-
-    def _text(self, probabilities: Array) -> str:
-        """Return the best path of a CTC output ``[steps, characters]``, repeats and blanks (0) taken out."""
-        best = probabilities.argmax(axis=1)
-        kept = [c for c, before in zip(best, [0, *best[:-1]], strict=True) if c not in (0, before)]
-        return "".join(self.characters[c] for c in kept)
-
-
-def vocabulary(count: int) -> list[str]:
-    """Return different words of 3 to 14 letters, in a drawn but fixed order."""
-    found = sorted(set(re.findall(r"[A-Za-z]{3,14}", " ".join(topics.topics.values()))))
-    if len(found) < count:
-        raise SystemExit(f"Python's help has {len(found)} words and {count} are asked for")
-    return [str(w) for w in np.random.default_rng(1).permutation(found)[:count]]
-
-
-def rendered(word: str, draw: np.random.Generator) -> Array:
-    """Return an image of a word as the network reads it: float32 ``[3, 48, 320]`` in -1 … 1, 0 to the right of the word."""
-    font = ImageFont.truetype(f"{draw.choice(FONTS)}.ttf", int(draw.integers(22, 40)))
-    left, top, right, bottom = font.getbbox(word)
-    margin = int(draw.integers(3, 10))
-    paper, ink = int(draw.integers(150, 256)), int(draw.integers(0, 90))
-    size = int(right - left) + 2 * margin, int(bottom - top) + 2 * margin
-    picture = Image.new("L", size, paper)
-    ImageDraw.Draw(picture).text((margin - left, margin - top), word, font=font, fill=ink)
-    picture = picture.rotate(float(draw.uniform(-3, 3)), Image.Resampling.BILINEAR, fillcolor=paper)
-    picture = picture.filter(ImageFilter.GaussianBlur(float(draw.uniform(0, 1.2))))
-    width = min(WIDTH, max(1, round(HEIGHT * size[0] / size[1])))
-    pixels = np.asarray(picture.resize((width, HEIGHT), Image.Resampling.BILINEAR), np.float32)
-    pixels = np.clip(pixels + draw.normal(0, draw.uniform(0, 12), pixels.shape), 0, 255)
-    image = np.zeros((3, HEIGHT, WIDTH), np.float32)
-    image[:, :, :width] = pixels / 127.5 - 1
-    return image
 
 
 if __name__ == "__main__":
