@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -12,12 +13,14 @@ import onnx
 import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
 from pipeline import cli_reference
+from pipeline.cli import app
 from pipeline.recipe import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -80,6 +83,37 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors, link
 
 
+READER = """
+import numpy as np
+class MyReader:
+    def __init__(self):
+        self.left = [{"x": np.ones((8, 32), np.float32)}] * 4
+    def get_next(self):
+        return self.left.pop() if self.left else None
+"""
+
+
+def test_builds_that_replace_another_tool_are_planned(folder, monkeypatch):
+    """Each command for an ONNX file on the page runs up to its plan, the reader of ONNX Runtime as it is shown."""
+    np.savez(folder / "data.npz", **np.load("calibration.npz"))
+    scale = np.float32(0.05).view(np.uint32)
+    (folder / "model.cache").write_text(f"TRT-100100-EntropyCalibration2\nx: {scale:08x}\nr: {scale:08x}\n")
+    (shown,) = [body for body in blocks("docs/migrating.md", "python") if body.startswith("# mydata.py")]
+    (folder / "mydata.py").write_text(READER + shown)
+    monkeypatch.syspath_prepend(folder)
+    text = (ROOT / "docs/migrating.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = [shlex.split(line) for line in re.findall(r"^python -m pipeline (build model\.onnx .*)$", text, re.M)]
+    assert len(commands) == 4
+    for number, command in enumerate(commands):
+        done = CliRunner().invoke(app, [*command, "-o", f"build/{number}", "--dry-run"])
+        assert done.exit_code == 0, done.output
+        assert "int8" in done.output
+    # The reader's samples are read, too: dry runs stop before the data.
+    (reader,) = [command for command in commands if "mydata:samples" in command]
+    done = CliRunner().invoke(app, ["calibrate", *reader[1:], "-o", "build/reader"])
+    assert done.exit_code == 0, done.output
+
+
 def test_whole_recipes_in_the_readme_are_recipes():
     for body in blocks("README.md", "yaml"):
         assert parse(yaml.safe_load(body)).source
@@ -100,7 +134,8 @@ def test_every_flag_and_command_that_the_pages_show_exists():
     assert {"build", "validate"} <= commands
     assert {"--precision", "--policy.smooth"} <= known
     for page in PAGES:
-        for line in re.findall(r"python -m pipeline ([a-z]\w*\b.*?)(?:`|$)", page.read_text(encoding="utf-8"), re.M):
+        text = page.read_text(encoding="utf-8").replace("\\\n", "")
+        for line in re.findall(r"python -m pipeline ([a-z]\w*\b.*?)(?:`|$)", text, re.M):
             command, _, rest = line.partition(" ")
             assert command in commands, f"{page.name}: {line}"
             for flag in re.findall(r"(?<!\S)--[\w.-]+", rest):
