@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engines.compiled_layers import CompiledLayers
 from engines.roofline import estimate_ms
@@ -105,8 +106,14 @@ def _load(directory: Path, name: str) -> _Compiled:
             fix=f"Build with --target {name} where TensorRT for RTX is installed: pip install '.[rtx]'.",
         )
     beside = file.with_name("compiled.fp16.json")
-    report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
-    variant = report["targets"][name]["variant"]
+    targets = _targets(directory)
+    if name not in targets:
+        raise PipelineError(
+            f"The build's report does not speak of {name}, so nothing says which variant was compiled.",
+            where=str(directory),
+            fix=f"Run `python -m pipeline build` with --target {name}; what was compiled is kept.",
+        )
+    variant = targets[name]["variant"]
     plan = (directory / f"variants/{variant}/precision_plan.json").read_text(encoding="utf-8")
     return _Compiled(
         name=name,
@@ -117,13 +124,21 @@ def _load(directory: Path, name: str) -> _Compiled:
 
 
 def _reason(directory: Path, name: str) -> str:
-    report = directory / "report.json"
-    if not report.is_file():
+    targets = _targets(directory)
+    if not targets:
         return ", nor a report"
-    targets = json.loads(report.read_text(encoding="utf-8"))["targets"]
     if name not in targets:
         return f"; its targets are {', '.join(targets)}"
     return f" ({targets[name]['status']}: {targets[name]['reason']})" if targets[name]["reason"] else ""
+
+
+def _targets(directory: Path) -> dict[str, Any]:
+    """Return what the report says of each target; nothing where the build did not come to its report."""
+    report = directory / "report.json"
+    targets: dict[str, Any] = {}
+    if report.is_file():
+        targets = json.loads(report.read_text(encoding="utf-8"))["targets"]
+    return targets
 
 
 def _number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,13 @@ def test_the_compiled_layers_as_tables(checked: Path) -> None:
     assert all(row[2] == "Int8 x Int8" for row in nodes.rows)
     with pytest.raises(PipelineError, match="its targets are"):
         compiled_tables(checked, "t4")
+
+
+def test_what_was_compiled_without_a_report_has_no_tables_yet(checked: Path, tmp_path: Path) -> None:
+    (tmp_path / "checks").mkdir()
+    shutil.copytree(checked / "checks/a100", tmp_path / "checks/a100")
+    with pytest.raises(PipelineError, match="does not speak of a100"):
+        compiled_tables(tmp_path, "a100")
 
 
 def test_an_rtx_target_gets_its_engine_here(inputs: Path, tmp_path: Path) -> None:
