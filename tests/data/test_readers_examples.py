@@ -95,3 +95,54 @@ def test_digits_example(tmp_path: Path) -> None:
     assert np.load(tmp_path / "labels.npy").shape == (360,)
     module, inputs = digits.cnn()
     assert module(**inputs).shape == (2, 10)
+
+
+def test_pp_ocr_example_scores_whole_words(tmp_path: Path) -> None:
+    pp_ocr = example("pp_ocr")
+    classes = ["", "a", "b", " "]
+
+    def steps(*path: int) -> np.ndarray:
+        return np.eye(4, dtype=np.float32)[list(path)]
+
+    # Repeats are one character, unless a blank (0) stands between them.
+    assert pp_ocr.decoded(steps(1, 1, 0, 1, 2, 2, 0), classes) == "aab"
+    labels = tmp_path / "words.json"
+    labels.write_text(json.dumps({"words": ["aab", "ab"], "characters": classes}), encoding="utf-8")
+
+    class Reads:
+        def infer(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"y": feeds["x"]}
+
+    right, wrong = steps(1, 0, 1, 2), steps(2, 0, 1, 1)
+    assert pp_ocr.word_accuracy(Reads(), [{"x": np.stack([right, wrong])}], labels) == {"word_accuracy": 0.5}
+
+
+def test_pp_ocr_example_renders_words() -> None:
+    pp_ocr = example("pp_ocr")
+    words = pp_ocr.vocabulary(300)
+    assert len(set(words)) == 300
+    assert words == pp_ocr.vocabulary(300)
+    try:
+        image = pp_ocr.rendered("tree", np.random.default_rng(0))
+    except OSError:
+        pytest.skip("the DejaVu fonts are not installed")
+    assert (image.shape, image.dtype) == ((3, 48, 320), np.dtype(np.float32))
+    assert np.abs(image).max() <= 1
+    assert not image[:, :, 250:].any()  # a short word: padding to its right
+    assert image[:, :, :60].std() > 0.1
+    np.testing.assert_array_equal(image, pp_ocr.rendered("tree", np.random.default_rng(0)))
+
+
+def test_pp_ocr_example_writes_what_its_recipe_names(tmp_path: Path) -> None:
+    if importlib.util.find_spec("rapidocr_onnxruntime") is None:
+        pytest.skip("pip install --no-deps rapidocr-onnxruntime==1.4.4")
+    pp_ocr = example("pp_ocr")
+    pp_ocr.main(tmp_path)
+    recipe = load(tmp_path / "pipeline.yaml")
+    inputs = [TensorInfo(name="x", dtype=np.dtype(np.float32), shape=("batch", 3, 48, "width"))]
+    calibration, heldout = opened(recipe.calibration, inputs), opened(recipe.validate_, inputs)
+    assert (len(calibration), len(heldout)) == (pp_ocr.CALIBRATION, pp_ocr.HELD_OUT)
+    assert overlap(calibration, heldout) == 0
+    known = json.loads((tmp_path / "words.json").read_text(encoding="utf-8"))
+    assert len(known["words"]) == pp_ocr.HELD_OUT
+    assert all(set(word) <= set(known["characters"]) for word in known["words"])
