@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint check docs
+.PHONY: demo test lint check docs tutorials
 
 demo: $(VENV)/demo-ready  ## the main job on all-MiniLM-L6-v2; the result is in demo/build/minilm
 	$(BIN)/python examples/minilm.py demo
@@ -25,6 +25,10 @@ check:  ## everything that CI runs, in an environment of its own
 docs: $(VENV)/ready  ## the generated pages
 	$(BIN)/python -m pipeline.recipe_reference > docs/recipe.md
 	$(BIN)/python -m pipeline.cli_reference > docs/cli.md
+
+tutorials: $(VENV)/ready  ## runs what the tutorials show, from the start, and writes the outputs into the pages (minutes)
+	$(BIN)/pip install --quiet --no-deps rapidocr-onnxruntime==1.4.4
+	$(BIN)/python docs/tutorials/regenerate.py
 
 # torch alone and first: this version's wheel needs no CUDA packages, which a resolver might otherwise pick up with it.
 $(VENV)/torch:
