@@ -11,7 +11,7 @@ from pipeline.errors import PublishError
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.emulate import emulate
-from pipeline.recipe import TritonConfig
+from pipeline.recipe_triton import TritonConfig
 from pipeline.triton.checker import check_repository
 from pipeline.triton.gather import BuiltEngine, Gathered, by_capability, gather, largest_batch, usual_shapes
 from pipeline.triton.repository import write_repository
@@ -100,10 +100,12 @@ def _models(found: Gathered, chosen: Sequence[str], *, split: bool) -> Iterator[
         # One model has one graph: engines of another variant (FP8 beside INT8) have the same inputs and outputs.
         parts = [(name, by_capability(plans, chosen=chosen))] if plans else []
     for title, engines in parts:
-        yield _tensorrt_model(title, engines), _batching(recipe.triton, list(engines.values()))
+        made = replace(_tensorrt_model(title, engines), labels=recipe.triton.labels)
+        yield made, _batching(recipe.triton, list(engines.values()))
     for engine in others:
         title = f"{name}-{engine.target.name}" if plans or split else name
-        yield onnx_model(engine.file, name=title, threads=recipe.threads), recipe.triton
+        labels = recipe.triton.labels
+        yield onnx_model(engine.file, name=title, threads=recipe.threads, labels=labels), recipe.triton
 
 
 def _one_version(plans: Sequence[BuiltEngine]) -> None:

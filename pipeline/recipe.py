@@ -12,9 +12,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from pipeline import recipe_text
+from pipeline.recipe_section import Section, listed
+from pipeline.recipe_triton import TritonConfig
 from pipeline.types import Precision, Role
 
 ALIASES = {
@@ -91,21 +93,6 @@ def _alias(value: Any) -> Any:
 def _switch(value: Any) -> Any:
     """Read YAML's ``off`` and ``on``, which are booleans there, as the words they were."""
     return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
-
-
-def _listed(value: Any) -> Any:
-    """Let a list be written as one value (``cpu``, ``1``) or as text with commas (``cpu,a100``)."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return [value] if isinstance(value, int) else value
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys fail, values do not change after they were checked."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True, populate_by_name=True
-    )
 
 
 class Source(Section):
@@ -211,7 +198,7 @@ class PolicyConfig(Section):
     """The policy to start from."""
     rules: tuple[RuleConfig, ...] = ()
     """Applied after the preset, in order; the last match wins."""
-    skip: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    skip: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Stays in high precision whatever the rules say: module names (``lm_head``, ``embed_tokens``) or globs over node names."""
     outlier_threshold: float | None = Field(default=None, gt=1)
     """Nodes stay in high precision that read a tensor whose largest |x| is more than this many times its 99.9th percentile."""
@@ -257,7 +244,7 @@ class Validation(Data):
     """Also rank the layers by what each one loses."""
     latency: bool = True
     """Measure latency against FP32."""
-    latency_batches: Annotated[tuple[int, ...], BeforeValidator(_listed)] = (1, 8)
+    latency_batches: Annotated[tuple[int, ...], BeforeValidator(listed)] = (1, 8)
     """Batch sizes to time."""
     kept_samples: int = Field(default=64, ge=0)
     """With a GPU among the targets, so many held-out samples (32 MB at most) are kept in the build directory, so that the
@@ -269,30 +256,6 @@ class Validation(Data):
             if not _GATE.match(condition):
                 raise ValueError(f"gate {key}: {condition!r} is not a condition; write '>= 20' or '>= 99% of fp32'")
         return self
-
-
-class DynamicBatching(Section):
-    """Triton's dynamic batcher."""
-
-    max_queue_delay_us: int = Field(default=0, ge=0)
-    """How long a request may wait for others, in microseconds."""
-    preferred_batch_sizes: Annotated[tuple[int, ...], BeforeValidator(_listed)] = ()
-    """Batch sizes to form first."""
-
-
-class TritonConfig(Section):
-    """The model repository."""
-
-    name: str | None = None
-    """Model name in the repository; the recipe's name if not given."""
-    max_batch_size: int = Field(default=32, ge=0)
-    """Largest batch the server forms; 0 turns batching off."""
-    dynamic_batching: DynamicBatching | None = DynamicBatching()
-    """``null`` turns it off."""
-    instances: int = Field(default=1, ge=1)
-    """Model instances per device."""
-    ensemble: Literal["none", "text", "embedding"] = "none"
-    """``text`` also publishes ``<name>_text``, which takes texts: a tokenizer (calibration's) and the model. ``embedding`` ends in the mean of the token vectors, of length 1. The server's Python needs ``tokenizers``."""
 
 
 class ProfileShapes(Section):
@@ -343,7 +306,7 @@ class BuilderConfig(Section):
     """Streams beside the main one."""
     profiling_verbosity: Literal["none", "layer_names_only", "detailed"] = "detailed"
     """What an engine tells about its layers; compiled layers need ``detailed``."""
-    plugin_libraries: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = ()
+    plugin_libraries: Annotated[tuple[Path, ...], BeforeValidator(listed)] = ()
     """Shared libraries with plugins. Loading one runs its code."""
     tf32: bool = True
     """FP32 matrix products may round their inputs to TF32, as TensorRT does by default."""
@@ -361,7 +324,7 @@ class Recipe(Section):
     source: Source
     calibration: Calibration = Calibration()
     policy: PolicyConfig = PolicyConfig()
-    targets: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ("cpu",)
+    targets: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("cpu",)
     """GPUs or ``cpu``; ``python -m pipeline doctor`` lists them."""
     validate_: Validation = Field(default=Validation(), alias="validate")
     triton: TritonConfig = TritonConfig()
@@ -388,7 +351,7 @@ class Recipe(Section):
 PATHS = (
     *("source.onnx", "source.huggingface", "source.pt2", "calibration.data", "calibration.tokenizer"),
     *("validate.data", "validate.tokenizer", "validate.labels", "validate.prompts", "costs"),
-    *("calibration.cache", "builder.timing_cache", "builder.plugin_libraries"),
+    *("calibration.cache", "builder.timing_cache", "builder.plugin_libraries", "triton.labels"),
 )
 """Keys whose value may be a path; a relative one in a YAML file starts at the file's folder."""
 

@@ -17,7 +17,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.recipe import ALIASES, NOT_YET, Method, Preset, Recipe, RuleConfig, Section
+from pipeline.recipe import ALIASES, NOT_YET, Method, Preset, Recipe, RuleConfig
+from pipeline.recipe_section import Section
 from pipeline.recipe_text import choices_of, keys_of, section_of
 
 _HEAD = """\

@@ -12,6 +12,7 @@ from pipeline import recipe
 from pipeline.errors import RecipeError
 from pipeline.recipe import ALIASES, Method, Preset, Recipe, RuleConfig, Source, load, merge, parse, to_dict
 from pipeline.recipe_reference import reference, template
+from pipeline.recipe_triton import DynamicBatching, TritonConfig
 from pipeline.types import Precision, Role
 
 ONNX = {"onnx": "m.onnx"}
@@ -310,7 +311,7 @@ RECIPES = st.builds(
     policy=st.builds(recipe.PolicyConfig, preset=st.sampled_from(Preset), rules=st.lists(RULES, max_size=3)),
     targets=st.lists(NAMES, max_size=3),
     validate_=st.builds(recipe.Validation, gates=st.dictionaries(TEXT, st.just(">= 2")), latency_batches=st.just((2,))),
-    triton=st.builds(recipe.TritonConfig, dynamic_batching=st.none() | st.builds(recipe.DynamicBatching)),
+    triton=st.builds(TritonConfig, dynamic_batching=st.none() | st.builds(DynamicBatching)),
     costs=st.none() | st.just(Path("costs.json")),
 )
 

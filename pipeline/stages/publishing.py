@@ -16,6 +16,7 @@ from pipeline.stages.engine import Engine
 from pipeline.stages.run import Run
 from pipeline.triton.checker import check_repository
 from pipeline.triton.ensemble import write_ensemble
+from pipeline.triton.labels import read_labels
 from pipeline.triton.repository import write_repository
 from pipeline.triton.served import onnx_model
 from pipeline.types import TensorInfo
@@ -68,12 +69,13 @@ def _repository(run: Run, exported: Exported, engine: Engine, name: str) -> Path
     data = run.open(run.recipe.calibration, exported, inputs) or run.open(run.recipe.validate_, exported, inputs)
     sample = {k: tuple(v.shape) for k, v in next(iter(data)).items()} if data is not None else None
 
+    labels = run.recipe.triton.labels
     encoder = _encoder(run, exported, inputs)
     # The ensemble's models lie beside the engine's.
     outputs = [out, *(f"triton/{name}_{part}" for part in _parts(run))]
 
     def produce(work: Path) -> None:
-        served = onnx_model(engine.path, name=name, threads=run.recipe.threads, sample=sample)
+        served = onnx_model(engine.path, name=name, threads=run.recipe.threads, sample=sample, labels=labels)
         write_repository(work / "triton", model=served, config=run.recipe.triton)
         if encoder is not None:
             write_ensemble(work / "triton", served, run.recipe.triton, encoder)
@@ -85,6 +87,7 @@ def _repository(run: Run, exported: Exported, engine: Engine, name: str) -> Path
     key = {
         "engine": engine.path,
         "triton": run.recipe.triton.model_dump(mode="json"),
+        "labels": read_labels(labels) if labels is not None else None,
         "name": name,
         "sample": {k: list(shape) for k, shape in sample.items()} if sample else None,
         "threads": run.recipe.threads,

@@ -107,6 +107,7 @@ def _inputs(run: Run, made: Variants) -> dict[str, Path]:
         "labels": recipe.validate_.labels,
         "prompts": recipe.validate_.prompts,
         "costs": recipe.costs,
+        "classes": recipe.triton.labels,
     }
     return {role: Path(path) for role, path in given.items() if path is not None and Path(path).exists()}
 

@@ -10,11 +10,12 @@ from pipeline.errors import EngineError, ModelError, PublishError
 from pipeline.memory import open_session
 from pipeline.triton.engine_rules import OnnxEngine, check_against_engine
 from pipeline.triton.ensemble_rules import check_ensemble
+from pipeline.triton.label_rules import check_labels
 from pipeline.triton.problem import Problem
 from pipeline.triton.protobuf import ModelConfig, parse
 from pipeline.triton.repository import CONFIG, CONFIGS, ROLLED_BACK, is_version, versions
 from pipeline.triton.served import BACKENDS, PYTHON
-from pipeline.triton.serving_rules import check_serving
+from pipeline.triton.serving_rules import check_resources, check_serving
 
 _SAME_AGAIN = "Write the repository again with `python -m pipeline publish`."
 
@@ -44,7 +45,7 @@ def check_repository(root: Path) -> list[Problem]:
         if config.platform == "ensemble":
             others = {name: other for name, (other, _) in configs.items()}
             problems += check_ensemble(config, others, where=f"{folder.name}/{CONFIG}")
-    return problems
+    return [*problems, *check_resources({folder.name: config for config, folder in configs.values()})]
 
 
 def _parsed(folder: Path) -> ModelConfig | None:
@@ -75,6 +76,7 @@ def check_model(folder: Path) -> list[Problem]:
         what = error.what if isinstance(error, PublishError) else f"The configuration cannot be read: {error}"
         return [Problem(rule="config-parse", severity="error", where=where, message=what, fix=_SAME_AGAIN)]
     problems = [*_identity(folder, config), *_layout(folder, config), *check_serving(config, where=where)]
+    problems += check_labels(folder, config, where=where)
     for version in _served(folder, config):
         if config.backend in BACKENDS:
             problems += _engine(folder / str(version), config, where)
@@ -128,6 +130,15 @@ def _layout(folder: Path, config: ModelConfig) -> Iterator[Problem]:
             where=f"{folder.name}/",
             message=f"The version policy serves no version that is there (versions: {there}).",
             fix="Name version folders 1, 2, 3, … and serve one of them.",
+        )
+    absent = sorted(set(config.version_policy.specific.versions) - set(versions(folder)))
+    if absent:
+        yield Problem(
+            rule="version-missing",
+            severity="warning",
+            where=f"{folder.name}/{CONFIG}: version_policy",
+            message=f"The policy names versions that are not there: {', '.join(map(str, absent))}.",
+            fix="Name versions that are there.",
         )
     used = {"warmup", CONFIGS, ROLLED_BACK, *(f for f in (config.backend,) if f)}
     for extra in sorted(d.name for d in folder.iterdir() if d.is_dir()):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pipeline.errors import PublishError
 from pipeline.notices import notice
-from pipeline.recipe import TritonConfig
+from pipeline.recipe_triton import TritonConfig
+from pipeline.triton.labels import label_file, labelled_output, read_labels
 from pipeline.triton.protobuf import ModelConfig, kind_cpu, kind_gpu, new_config, to_text, type_value
 from pipeline.triton.served import BACKENDS, ServedModel, check_name, plan_name, triton_type
 from pipeline.types import TensorInfo
@@ -48,7 +49,15 @@ def build_config(model: ServedModel, config: TritonConfig) -> ModelConfig:
     if batch > 0 and config.dynamic_batching is not None:
         message.dynamic_batching.max_queue_delay_microseconds = config.dynamic_batching.max_queue_delay_us
         message.dynamic_batching.preferred_batch_size.extend(sorted(set(config.dynamic_batching.preferred_batch_sizes)))
-    message.instance_group.add(kind=kind_gpu() if model.engines else kind_cpu(), count=config.instances)
+    on_gpu = bool(model.engines)
+    message.instance_group.add(kind=kind_gpu() if on_gpu else kind_cpu(), count=config.instances)
+    if on_gpu:
+        message.instance_group[0].gpus.extend(sorted(set(config.gpus)))
+    _add_scheduling(message, config)
+    if model.labels is not None:
+        labels = read_labels(model.labels)
+        output = labelled_output(model.outputs, labels)
+        message.output[model.outputs.index(output)].label_filename = label_file(labels)
     for capability in sorted(model.engines):
         # No default file: on a GPU that the map lacks, the server would load it without a word.
         message.cc_model_filenames[capability] = plan_name(capability)
@@ -56,6 +65,27 @@ def build_config(model: ServedModel, config: TritonConfig) -> ModelConfig:
         message.parameters["intra_op_thread_count"].string_value = str(model.threads)
     _add_warmup(message, model, batched=batch > 0)
     return message
+
+
+def _add_scheduling(message: ModelConfig, config: TritonConfig) -> None:
+    """Say which versions are served, what an execution takes of shared resources, and whether answers are remembered."""
+    policy, limits = config.version_policy, config.rate_limiter
+    if policy is not None:
+        if policy.latest is not None:
+            message.version_policy.latest.num_versions = policy.latest
+        elif policy.all:
+            message.version_policy.all.SetInParent()
+        else:
+            message.version_policy.specific.versions.extend(sorted(set(policy.specific)))
+    if limits is not None:
+        limiter = message.instance_group[0].rate_limiter
+        limiter.priority = limits.priority
+        for shared, resources in ((False, limits.resources), (True, limits.global_resources)):
+            for name, count in sorted(resources.items()):
+                # A count of its own device is the default: the field is written where it is set.
+                limiter.resources.add(name=name, count=count, **({"global": True} if shared else {}))
+    if config.response_cache:
+        message.response_cache.enable = True
 
 
 def _check_preferred(config: TritonConfig) -> None:

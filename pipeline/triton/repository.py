@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import model as onnx_files
 from pipeline.errors import PublishError, StoreError
-from pipeline.recipe import TritonConfig
+from pipeline.recipe_triton import TritonConfig
 from pipeline.triton.config import config_text
+from pipeline.triton.labels import label_file, label_text, read_labels
 from pipeline.triton.served import BACKENDS, ServedModel, plan_name
 
 CONFIG = "config.pbtxt"
@@ -37,17 +39,32 @@ def write_repository(root: Path, *, model: ServedModel, config: TritonConfig) ->
         StoreError: The folder cannot be written.
         MissingError: ``tritonclient`` is not installed.
     """
-    return publish_version(root, model.name, config_text(model, config), _engine_files(model))
+    text = config_text(model, config)
+    return publish_version(root, model.name, text, _engine_files(model), beside=_beside(model))
 
 
-def publish_version(root: Path, name: str, text: str, files: dict[str, Path]) -> Path:
-    """Write a version of the model ``name`` under ``root``: the configuration's text and the files of the version's folder."""
+def publish_version(
+    root: Path, name: str, text: str, files: dict[str, Path], *, beside: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write a version of the model ``name`` under ``root`` and return the model's folder.
+
+    Args:
+        root: The repository.
+        name: The model.
+        text: Its configuration.
+        files: Path in the version's folder to the file that is copied there.
+        beside: Path in the model's folder to content. Such files are never replaced, because the configurations of older
+            versions name them too: their names tell their content apart.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
     folder = root / name
     staging = root / f".{name}.tmp"
     try:
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed
-        _publish(folder, staging, text, files)
+        _publish(folder, staging, text, files, beside or {})
     except OSError as error:
         raise StoreError(
             f"The model repository could not be written: {error.strerror or error}.",
@@ -69,7 +86,7 @@ def is_version(name: str) -> bool:
     return name.isascii() and name.isdigit() and not name.startswith("0")
 
 
-def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path]) -> None:
+def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path], beside: Mapping[str, bytes]) -> None:
     present = versions(folder) if folder.is_dir() else []
     if present and _same(folder / str(present[-1]), files):
         version = None
@@ -84,6 +101,9 @@ def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path]) -> 
             shutil.copyfile(source, target)
         (staging / version).mkdir(parents=True, exist_ok=True)  # an ensemble's holds nothing
     staging.mkdir(exist_ok=True)
+    for name, content in beside.items():
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).write_bytes(content)
     (staging / CONFIG).write_text(text, encoding="utf-8")
     kept = staging / CONFIGS / f"{version or present[-1]}.pbtxt"
     kept.parent.mkdir()
@@ -93,9 +113,20 @@ def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path]) -> 
         return
     (folder / CONFIGS).mkdir(exist_ok=True)
     kept.replace(folder / CONFIGS / kept.name)
+    for name in beside:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).replace(folder / name)
     if version is not None:
         (staging / version).replace(folder / version)
     os.replace(staging / CONFIG, folder / CONFIG)  # noqa: PTH105 - both are files; replace keeps the old one until done
+
+
+def _beside(model: ServedModel) -> dict[str, bytes]:
+    """Return path in the model's folder to content, for everything that its configuration names."""
+    if model.labels is None:
+        return {}
+    labels = read_labels(model.labels)
+    return {label_file(labels): label_text(labels).encode()}
 
 
 def _engine_files(model: ServedModel) -> dict[str, Path]:

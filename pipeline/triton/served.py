@@ -86,6 +86,7 @@ class ServedModel:
         sample: Input name to the shape, with the batch dimension, of a real sample. It gives the warm-up request the
             dimensions that the model leaves open; without it a model that has such dimensions gets no warm-up.
         engines: For ``tensorrt``: compute capability (``8.0``) to the engine for it.
+        labels: Text file with the name of a class on each line; ``None`` for a model that gives no classes.
     """
 
     name: str
@@ -96,6 +97,7 @@ class ServedModel:
     threads: int = 0
     sample: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     engines: Mapping[str, Path] = field(default_factory=dict)
+    labels: Path | None = None
 
 
 def plan_name(capability: str) -> str:
@@ -104,7 +106,12 @@ def plan_name(capability: str) -> str:
 
 
 def onnx_model(
-    engine: Path, *, name: str, threads: int = 0, sample: Mapping[str, tuple[int, ...]] | None = None
+    engine: Path,
+    *,
+    name: str,
+    threads: int = 0,
+    sample: Mapping[str, tuple[int, ...]] | None = None,
+    labels: Path | None = None,
 ) -> ServedModel:
     """Return the ONNX model at ``engine`` with the inputs and outputs that ONNX Runtime reports.
 
@@ -123,6 +130,7 @@ def onnx_model(
         outputs=tuple(_info(value) for value in live.get_outputs()),
         threads=threads,
         sample=sample or {},
+        labels=labels,
     )
 
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.errors import MissingError, PublishError
+from pipeline.triton.server_flags import server_flags
 
 ENVIRONMENT = "ENGINEWRIGHT_TRITON"
 """Environment variable that names a Python environment with ``nvidia-pytriton``, whose wheel carries tritonserver."""
@@ -105,11 +106,13 @@ class Server:
             f"--exit-on-error={'false' if keep_going else 'true'}",
             f"--backend-config=python,shm-region-prefix-name=enginewright{os.getpid()}_{self.http_port}",
         ]
+        command += server_flags(repository)
         if poll_seconds:
             command += ["--model-control-mode=poll", f"--repository-poll-secs={poll_seconds}"]
         variables = dict(os.environ)
         if installation.environment is not None:
             command.append(f"--backend-directory={_backends(installation, self._folder)}")
+            command.append(f"--cache-directory={installation.binary.parent.parent / 'caches'}")
             variables = _variables(installation, variables)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables)

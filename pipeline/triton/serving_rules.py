@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pipeline.triton.problem import Problem
-from pipeline.triton.protobuf import ModelConfig, type_name
+from pipeline.triton.protobuf import ModelConfig, kind_cpu, type_name
 
 
 def check_serving(config: ModelConfig, *, where: str) -> Iterator[Problem]:
@@ -21,8 +21,62 @@ def check_serving(config: ModelConfig, *, where: str) -> Iterator[Problem]:
                 message=f"An instance group of {group.count} instances serves nothing.",
                 fix="Set count to 1 or more.",
             )
+        if group.gpus and group.kind == kind_cpu():
+            yield Problem(
+                rule="instances",
+                severity="error",
+                where=f"{where}: instance_group[{index}].gpus",
+                message="Instances on the CPU cannot name GPUs.",
+                fix="Delete gpus, or set kind: KIND_GPU.",
+            )
+        yield from _rate_limiter(group.rate_limiter, f"{where}: instance_group[{index}].rate_limiter")
+    if config.response_cache.enable and (
+        config.HasField("sequence_batching") or config.model_transaction_policy.decoupled
+    ):
+        yield Problem(
+            rule="response-cache",
+            severity="error",
+            where=f"{where}: response_cache",
+            message="The server remembers no answers of sequences and of models that answer more or less than once.",
+            fix="Delete response_cache.",
+        )
     for warmup in config.model_warmup:
         yield from _warmup(config, warmup, f"{where}: model_warmup {warmup.name!r}")
+
+
+def _rate_limiter(limiter: ModelConfig, where: str) -> Iterator[Problem]:
+    names = [resource.name for resource in limiter.resources]
+    wrong = [r.name for r in limiter.resources if not r.name or r.count < 1 or names.count(r.name) > 1]
+    if wrong:
+        yield Problem(
+            rule="rate-limiter",
+            severity="error",
+            where=where,
+            message=f"The resource {wrong[0]!r} has no name or no count, or is there twice.",
+            fix="Name each resource once, with a count of 1 or more.",
+        )
+
+
+def check_resources(configs: Mapping[str, ModelConfig]) -> Iterator[Problem]:
+    """Yield the resources that one model takes for a device's own and another for shared; the server refuses them.
+
+    Args:
+        configs: Model folder to its configuration.
+    """
+    shared: dict[str, str] = {}
+    own: dict[str, str] = {}
+    for name, config in configs.items():
+        for group in config.instance_group:
+            for resource in group.rate_limiter.resources:
+                (shared if getattr(resource, "global") else own).setdefault(resource.name, name)
+    for resource in sorted(set(shared) & set(own)):
+        yield Problem(
+            rule="rate-limiter",
+            severity="error",
+            where=f"{shared[resource]} and {own[resource]}: instance_group.rate_limiter",
+            message=f"The resource {resource!r} is shared by all devices and a device's own at once.",
+            fix="Give one of them another name.",
+        )
 
 
 def _batching(config: ModelConfig, where: str) -> Iterator[Problem]:

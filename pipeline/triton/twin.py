@@ -41,10 +41,14 @@ def write_twin(repository: Path, out: Path) -> Path:
             config.backend = "python"
             del config.model_warmup[:]
             for group in config.instance_group:
-                group.kind = kind_cpu()
+                if group.kind != kind_cpu():
+                    group.kind = kind_cpu()
+                    del group.gpus[:]
         target = out / folder.name
         target.mkdir(parents=True)
         (target / CONFIG).write_text(to_text(config), encoding="utf-8")
+        for file in folder.glob("labels.*"):
+            _link(str(file), str(target / file.name))
         for version in versions(folder):
             shutil.copytree(folder / str(version), target / str(version), copy_function=_link)
             if converted:

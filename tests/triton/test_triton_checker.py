@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from triton_models import SAMPLE, tokens_model
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.recipe import DynamicBatching, TritonConfig
+from pipeline.recipe_triton import DynamicBatching, TritonConfig
 from pipeline.triton.checker import check_repository
 from pipeline.triton.problem import RULES, Problem
 from pipeline.triton.repository import write_repository
@@ -173,8 +173,9 @@ def test_warm_up_that_the_engine_cannot_run(tmp_path: Path) -> None:
 
 def test_every_rule_has_a_mutation() -> None:
     from test_triton_ensemble import MUTATIONS as OF_ENSEMBLES
+    from test_triton_serving_keys import MUTATIONS as OF_KEYS
 
-    shown = {rule for rule, _, _ in MUTATIONS} | {"warm-up-runs"} | {rule for rule, _ in OF_ENSEMBLES}
+    shown = {rule for rule, _, _ in (*MUTATIONS, *OF_KEYS)} | {"warm-up-runs"} | {rule for rule, _ in OF_ENSEMBLES}
     assert shown == set(RULES)
 
 

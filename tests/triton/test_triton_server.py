@@ -20,6 +20,7 @@ from pathlib import Path
 import ensembles
 import numpy as np
 import pytest
+import test_triton_serving_keys as serving_keys
 import tritonclient.grpc as grpc
 from test_triton_ensemble import MUTATIONS
 
@@ -194,6 +195,42 @@ def test_a_new_version_and_its_rollback_lose_no_request(tmp_path: Path, installa
     assert not failures, failures[:3]
     assert len(answers) > 20
     assert all(np.array_equal(found, first) or np.array_equal(found, second) for found in answers)
+
+
+def test_labels_the_response_cache_and_rate_limits(tmp_path: Path, installation: Installation) -> None:
+    repo = serving_keys.write(tmp_path)
+    pixels = np.array([[1, -2, 3, 0.5]], np.float32)
+    with OnnxRuntimeRunner(repo / "animals/1/model.onnx") as engine:
+        logits = engine.infer({"pixels": pixels})["logits"][0]
+    with serving(repo, installation=installation) as server:
+        client = grpc.InferenceServerClient(server.grpc_url)
+        asked = grpc.InferInput("pixels", [1, 4], "FP32")
+        asked.set_data_from_numpy(pixels)
+        for _ in range(3):
+            found = client.infer("animals", [asked], outputs=[grpc.InferRequestedOutput("logits", class_count=1)])
+        best = int(np.argmax(logits))
+        value, index, name = found.as_numpy("logits").reshape(-1)[0].decode().split(":", 2)
+        assert (float(value), int(index)) == (pytest.approx(float(logits[best]), abs=1e-5), best)
+        assert name == serving_keys.LABELS.splitlines()[best]
+        stats = client.get_inference_statistics("animals", as_json=True)["model_stats"][0]["inference_stats"]
+        assert int(stats["cache_hit"]["count"]) == 2
+        client.close()
+
+
+def test_the_server_refuses_the_serving_keys_that_the_checker_refuses(
+    tmp_path: Path, installation: Installation
+) -> None:
+    agreed = {}
+    for number, (rule, mutate) in enumerate(serving_keys.REFUSED):
+        repo = serving_keys.write(tmp_path / str(number))
+        mutate(repo)
+        try:
+            with Server(write_twin(repo, tmp_path / str(number) / "twin"), installation) as running:
+                running.wait_until_ready(30)
+                agreed[number, rule] = False
+        except PublishError:
+            agreed[number, rule] = True
+    assert all(agreed.values()), agreed
 
 
 def wait_for(make, holds, seconds: float = 30.0):  # type: ignore[no-untyped-def]

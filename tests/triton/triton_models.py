@@ -41,3 +41,18 @@ def tokens_model(path: Path, *, batch: str | int = "batch", external: bool = Fal
         size_threshold=100,
     )
     return path
+
+
+def classifier(path: Path, *, seed: int = 0) -> Path:
+    """pixels[batch, 4] float -> logits[batch, 3]."""
+    weights = np.random.default_rng(seed).standard_normal((4, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["pixels", "weights"], ["logits"])],
+        "classifier",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
