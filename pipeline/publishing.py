@@ -7,15 +7,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.errors import PublishError
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.emulate import emulate
 from pipeline.recipe_triton import TritonConfig
+from pipeline.report.summary import HELD_OUT
 from pipeline.triton.checker import check_repository
-from pipeline.triton.gather import BuiltEngine, Gathered, by_capability, gather, largest_batch, usual_shapes
+from pipeline.triton.gather import BuiltEngine, Gathered, by_capability, gather, largest_batch, plan_of, usual_shapes
 from pipeline.triton.repository import write_repository
 from pipeline.triton.served import ServedModel, onnx_model
+from pipeline.types import Feeds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,7 @@ def publish_builds(
     lines = []
     for model, config in _models(found, chosen, split=split):
         folder = write_repository(out, model=model, config=config)
-        served = ", ".join(f"{c}: {file.parent.name}" for c, file in sorted(model.engines.items())) or "cpu"
+        served = ", ".join(f"{c}: {plan.target}" for c, plan in sorted(model.engines.items())) or "cpu"
         lines.append(f"{folder.name} ({model.backend}; {served})")
     if found.recipe.triton.ensemble != "none":
         notice(
@@ -93,6 +97,7 @@ def _models(found: Gathered, chosen: Sequence[str], *, split: bool) -> Iterator[
     name = recipe.triton.name or recipe.name
     plans = [e for e in found.engines if e.target.runtime == "tensorrt"]
     others = [e for e in found.engines if e.target.runtime == "onnxruntime"]
+    row, labels = _held_out(found.folders), recipe.triton.labels
     _one_version(plans)
     if split:
         parts = [(f"{name}-{e.target.name}", {e.capability: e}) for e in plans]
@@ -100,12 +105,10 @@ def _models(found: Gathered, chosen: Sequence[str], *, split: bool) -> Iterator[
         # One model has one graph: engines of another variant (FP8 beside INT8) have the same inputs and outputs.
         parts = [(name, by_capability(plans, chosen=chosen))] if plans else []
     for title, engines in parts:
-        made = replace(_tensorrt_model(title, engines), labels=recipe.triton.labels)
-        yield made, _batching(recipe.triton, list(engines.values()))
+        yield _tensorrt_model(title, engines, row, labels=labels), _batching(recipe.triton, list(engines.values()))
     for engine in others:
         title = f"{name}-{engine.target.name}" if plans or split else name
-        labels = recipe.triton.labels
-        yield onnx_model(engine.file, name=title, threads=recipe.threads, labels=labels), recipe.triton
+        yield onnx_model(engine.file, name=title, threads=recipe.threads, row=row, labels=labels), recipe.triton
 
 
 def _one_version(plans: Sequence[BuiltEngine]) -> None:
@@ -119,7 +122,16 @@ def _one_version(plans: Sequence[BuiltEngine]) -> None:
         )
 
 
-def _tensorrt_model(name: str, engines: dict[str, BuiltEngine]) -> ServedModel:
+def _held_out(folders: Sequence[Path]) -> Feeds:
+    """Return the first of the samples that a build kept for the GPU's machine; empty where none did."""
+    for folder in folders:
+        if (folder / HELD_OUT).is_file():
+            with np.load(folder / HELD_OUT, allow_pickle=False) as kept:
+                return {name: kept[name][:1] for name in kept.files}
+    return {}
+
+
+def _tensorrt_model(name: str, engines: dict[str, BuiltEngine], row: Feeds, *, labels: Path | None) -> ServedModel:
     first = next(iter(engines.values()))
     with tempfile.TemporaryDirectory() as folder:
         # ONNX Runtime tells the shapes, and runs neither BF16 nor FP4.
@@ -127,8 +139,10 @@ def _tensorrt_model(name: str, engines: dict[str, BuiltEngine]) -> ServedModel:
         planned = PrecisionPlan.from_json(first.onnx.with_name("precision_plan.json").read_text(encoding="utf-8"))
         if planned.emulated:
             runs = emulate(first.onnx, Path(folder) / "model.onnx", like=first.onnx)
-        described = replace(onnx_model(runs, name=name, sample=usual_shapes(first)), engine=first.onnx)
-    return replace(described, backend="tensorrt", engines={c: e.file for c, e in engines.items()})
+        described = onnx_model(runs, name=name, sample=usual_shapes(first), row=row, labels=labels)
+    return replace(
+        described, engine=first.onnx, backend="tensorrt", engines={c: plan_of(e) for c, e in engines.items()}
+    )
 
 
 def _batching(config: TritonConfig, engines: Sequence[BuiltEngine]) -> TritonConfig:

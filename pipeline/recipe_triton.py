@@ -72,6 +72,8 @@ class TritonConfig(Section):
     """Model instances per device."""
     gpus: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed)] = ()
     """GPUs (by number) that run TensorRT engines; all of the server's if not given."""
+    cuda_graphs: Annotated[tuple[Count, ...], BeforeValidator(listed)] = ()
+    """Batch sizes that TensorRT engines run as CUDA graphs, at the usual shape of every optimization profile and no other."""
     version_policy: VersionPolicy | None = None
     rate_limiter: RateLimiter | None = None
     response_cache: bool = False

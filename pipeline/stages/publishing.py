@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pipeline.triton.ensemble import write_ensemble
 from pipeline.triton.labels import read_labels
 from pipeline.triton.repository import write_repository
 from pipeline.triton.served import onnx_model
-from pipeline.types import TensorInfo
+from pipeline.types import Feeds, TensorInfo
 from pipeline.validation.thresholds import Verdict
 
 
@@ -66,16 +67,15 @@ def _refusal(run: Run, engines: tuple[Engine, ...], verdicts: dict[str, Verdict]
 def _repository(run: Run, exported: Exported, engine: Engine, name: str) -> Path:
     out = f"triton/{name}"
     inputs = models.inputs(models.load(engine.path))
-    data = run.open(run.recipe.calibration, exported, inputs) or run.open(run.recipe.validate_, exported, inputs)
-    sample = {k: tuple(v.shape) for k, v in next(iter(data)).items()} if data is not None else None
-
+    data = run.open(run.recipe.validate_, exported, inputs) or run.open(run.recipe.calibration, exported, inputs)
+    row = _first_row(next(iter(data)), inputs) if data is not None else {}
     labels = run.recipe.triton.labels
     encoder = _encoder(run, exported, inputs)
     # The ensemble's models lie beside the engine's.
     outputs = [out, *(f"triton/{name}_{part}" for part in _parts(run))]
 
     def produce(work: Path) -> None:
-        served = onnx_model(engine.path, name=name, threads=run.recipe.threads, sample=sample, labels=labels)
+        served = onnx_model(engine.path, name=name, threads=run.recipe.threads, row=row, labels=labels)
         write_repository(work / "triton", model=served, config=run.recipe.triton)
         if encoder is not None:
             write_ensemble(work / "triton", served, run.recipe.triton, encoder)
@@ -89,12 +89,19 @@ def _repository(run: Run, exported: Exported, engine: Engine, name: str) -> Path
         "triton": run.recipe.triton.model_dump(mode="json"),
         "labels": read_labels(labels) if labels is not None else None,
         "name": name,
-        "sample": {k: list(shape) for k, shape in sample.items()} if sample else None,
+        "row": {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in row.items()},
+        "row_shapes": {name: list(values.shape) for name, values in row.items()},
         "threads": run.recipe.threads,
         "tokenizer": [sha256(file) for file in encoder.tokenizer.files] if encoder is not None else None,
         "max_length": run.recipe.calibration.max_length if encoder is not None else None,
     }
     return run.stage("publish", key, outputs, produce).paths[out]
+
+
+def _first_row(batch: Feeds, inputs: tuple[TensorInfo, ...]) -> Feeds:
+    """Return one sample of a batch, or all of it where the model's batch is fixed."""
+    fixed = any(info.shape and isinstance(info.shape[0], int) for info in inputs)
+    return batch if fixed else {name: values[:1] for name, values in batch.items()}
 
 
 def _parts(run: Run) -> tuple[str, ...]:

@@ -12,10 +12,12 @@ from pipeline.triton.engine_rules import OnnxEngine, check_against_engine
 from pipeline.triton.ensemble_rules import check_ensemble
 from pipeline.triton.label_rules import check_labels
 from pipeline.triton.problem import Problem
+from pipeline.triton.profile_rules import check_profiles
 from pipeline.triton.protobuf import ModelConfig, parse
 from pipeline.triton.repository import CONFIG, CONFIGS, ROLLED_BACK, is_version, versions
 from pipeline.triton.served import BACKENDS, PYTHON
 from pipeline.triton.serving_rules import check_resources, check_serving
+from pipeline.triton.warm_up_rules import check_data_files
 
 _SAME_AGAIN = "Write the repository again with `python -m pipeline publish`."
 
@@ -76,10 +78,11 @@ def check_model(folder: Path) -> list[Problem]:
         what = error.what if isinstance(error, PublishError) else f"The configuration cannot be read: {error}"
         return [Problem(rule="config-parse", severity="error", where=where, message=what, fix=_SAME_AGAIN)]
     problems = [*_identity(folder, config), *_layout(folder, config), *check_serving(config, where=where)]
-    problems += check_labels(folder, config, where=where)
+    problems += [*check_labels(folder, config, where=where), *check_data_files(folder, config, where=where)]
     for version in _served(folder, config):
         if config.backend in BACKENDS:
             problems += _engine(folder / str(version), config, where)
+            problems += check_profiles(folder / str(version), config, where=where)
         elif config.backend == PYTHON and not (folder / str(version) / "model.py").is_file():
             problems.append(
                 Problem(
@@ -182,7 +185,7 @@ def _engine(version: Path, config: ModelConfig, where: str) -> Iterator[Problem]
             if isinstance(engine, Problem):
                 yield engine
             else:
-                yield from check_against_engine(config, engine, where=where)
+                yield from check_against_engine(config, engine, folder=version.parent, where=where)
 
 
 def _load(path: Path, where: str) -> OnnxEngine | Problem:

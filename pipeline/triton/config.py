@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
 from pipeline.errors import PublishError
 from pipeline.notices import notice
 from pipeline.recipe_triton import TritonConfig
-from pipeline.triton.labels import label_file, labelled_output, read_labels
+from pipeline.triton.labels import label_file, label_text, labelled_output, read_labels
 from pipeline.triton.protobuf import ModelConfig, kind_cpu, kind_gpu, new_config, to_text, type_value
 from pipeline.triton.served import BACKENDS, ServedModel, check_name, plan_name, triton_type
+from pipeline.triton.warm_up import FOLDER, common_profiles, data_file, warm_ups
 from pipeline.types import TensorInfo
 
 HEADER = """\
 # Dimensions leave out the batch where max_batch_size > 0; -1 is any size.
-# The warm-up request is all zeros: id 0 is in every vocabulary, random bytes may be out of range or NaN.
+# Warm-up requests are real samples, or zeros: id 0 is in every vocabulary, random bytes may be out of range or NaN.
 """
 
 
-def config_text(model: ServedModel, config: TritonConfig) -> str:
-    """Return the text of ``config.pbtxt``; the same model and options give the same text.
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """A model's ``config.pbtxt`` and the files beside it that it names.
+
+    Attributes:
+        text: The configuration.
+        beside: Path in the model's folder to content; each name tells contents apart.
+    """
+
+    text: str
+    beside: Mapping[str, bytes]
+
+
+def configured(model: ServedModel, config: TritonConfig) -> Configured:
+    """Return the configuration of ``model``; the same model and options give the same bytes.
 
     Raises:
         PublishError: The name, backend, a data type, a shape or a preferred batch size cannot be served.
         MissingError: ``tritonclient`` is not installed.
     """
-    return HEADER + to_text(build_config(model, config))
+    message = build_config(model, config)
+    beside = dict(_add_warmup(message, model))
+    if model.labels is not None:
+        labels = read_labels(model.labels)
+        output = labelled_output(model.outputs, labels)
+        name = message.output[model.outputs.index(output)].label_filename = label_file(labels)
+        beside[name] = label_text(labels).encode()
+    return Configured(HEADER + to_text(message), beside)
 
 
 def build_config(model: ServedModel, config: TritonConfig) -> ModelConfig:
-    """Return Triton's ``ModelConfig`` for ``model``; see :func:`config_text`.
+    """Return Triton's ``ModelConfig`` for ``model`` without the files that it may name; see :func:`configured`.
 
     ``max_batch_size`` is 0, with a notice, where a dimension that would be the batch is fixed: the server demands an
     open first dimension of every input and output.
@@ -53,18 +77,49 @@ def build_config(model: ServedModel, config: TritonConfig) -> ModelConfig:
     message.instance_group.add(kind=kind_gpu() if on_gpu else kind_cpu(), count=config.instances)
     if on_gpu:
         message.instance_group[0].gpus.extend(sorted(set(config.gpus)))
+        _add_profiles(message, model, config)
     _add_scheduling(message, config)
-    if model.labels is not None:
-        labels = read_labels(model.labels)
-        output = labelled_output(model.outputs, labels)
-        message.output[model.outputs.index(output)].label_filename = label_file(labels)
     for capability in sorted(model.engines):
         # No default file: on a GPU that the map lacks, the server would load it without a word.
         message.cc_model_filenames[capability] = plan_name(capability)
     if model.threads > 0:
         message.parameters["intra_op_thread_count"].string_value = str(model.threads)
-    _add_warmup(message, model, batched=batch > 0)
     return message
+
+
+def _add_profiles(message: ModelConfig, model: ServedModel, config: TritonConfig) -> None:
+    """Name every profile, because without names the server uses the first alone, and the graphs that it captures.
+
+    Raises:
+        PublishError: The engines have different profiles, or a graph's batch is larger than the server's or every profile's.
+    """
+    profiles = common_profiles(model)
+    if any(plan.profiles != profiles for plan in model.engines.values()):
+        raise PublishError(
+            "The engines of one model have different optimization profiles, and its configuration names one set.",
+            where=", ".join(plan.target for _, plan in sorted(model.engines.items())),
+            fix="Build all targets with the same builder.profiles, or publish with --split-by-target.",
+        )
+    if len(profiles) > 1:
+        message.instance_group[0].profile.extend(str(index) for index in range(len(profiles)))
+    for batch in sorted(set(config.cuda_graphs)):
+        batched = message.max_batch_size > 0
+        fitting = [p for p in profiles if all(s.min[0] <= batch <= s.max[0] for s in p.values() if s.max)]
+        if batch > max(message.max_batch_size, 1) or not fitting:
+            raise PublishError(
+                f"No CUDA graph can be captured for a batch of {batch}: it is larger than max_batch_size "
+                f"({message.max_batch_size}), or no profile of the engines takes it.",
+                where="triton.cuda_graphs",
+                fix="Leave it out, or raise triton.max_batch_size and build the engines with a profile that takes it.",
+            )
+        message.optimization.cuda.graphs = True
+        for profile in fitting:
+            # Exact: with a lower bound the server pads smaller requests with what lies in the buffer.
+            spec = message.optimization.cuda.graph_spec.add(batch_size=batch if batched else 0)
+            for name, shapes in sorted(profile.items()):
+                spec.input[name].dim.extend(shapes.opt[1:] if batched else shapes.opt)
+            if spec in list(message.optimization.cuda.graph_spec)[:-1]:
+                del message.optimization.cuda.graph_spec[-1]
 
 
 def _add_scheduling(message: ModelConfig, config: TritonConfig) -> None:
@@ -136,34 +191,24 @@ def _add_tensor(fields: ModelConfig, info: TensorInfo, *, batched: bool) -> None
         tensor.reshape.SetInParent()
 
 
-def _add_warmup(message: ModelConfig, model: ServedModel, *, batched: bool) -> None:
-    shapes = {info.name: _sample_dims(info, model, batched=batched) for info in model.inputs}
-    unknown = sorted(name for name, dims in shapes.items() if dims is None)
-    if unknown:
+def _add_warmup(message: ModelConfig, model: ServedModel) -> Iterator[tuple[str, bytes]]:
+    """Add the warm-up requests, and yield the files of their data: path in the model's folder, content."""
+    requests = warm_ups(model, max_batch_size=message.max_batch_size)
+    if not requests:
         notice(
             "no-warm-up",
-            f"The repository holds no warm-up request: the size of {', '.join(unknown)} is open and no sample says it.",
+            "The repository holds no warm-up request: the size of an input is open and no sample says it.",
             where=f"triton model {model.name}",
         )
-        return
-    warmup = message.model_warmup.add(name="zeros", batch_size=1)
-    for info in model.inputs:
-        data = warmup.inputs[info.name]
-        data.data_type = type_value(triton_type(info))
-        data.dims.extend(shapes[info.name] or [1])
-        data.zero_data = True
-
-
-def _sample_dims(info: TensorInfo, model: ServedModel, *, batched: bool) -> list[int] | None:
-    """Return the dimensions of a warm-up tensor, without the batch when batched; ``None`` where one is not known."""
-    sample = model.sample.get(info.name, ())
-    skip = 1 if batched else 0
-    dims: list[int] = []
-    for index, dim in enumerate(info.shape[skip:], start=skip):
-        if isinstance(dim, int):
-            dims.append(dim)
-        elif len(sample) == len(info.shape) and sample[index] > 0:
-            dims.append(sample[index])
-        else:
-            return None
-    return dims
+    for request in requests:
+        warmup = message.model_warmup.add(name=request.name, batch_size=request.batch_size)
+        for info in model.inputs:
+            data = warmup.inputs[info.name]
+            data.data_type = type_value(triton_type(info))
+            data.dims.extend(request.dims[info.name] or [1])
+            if info.name in request.data:
+                name, content = data_file(info.name, request.data[info.name])
+                data.input_data_file = name
+                yield f"{FOLDER}/{name}", content
+            else:
+                data.zero_data = True

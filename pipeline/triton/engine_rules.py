@@ -8,6 +8,8 @@ must say exactly what ONNX Runtime reports.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +19,8 @@ from pipeline.session import Session, run
 from pipeline.triton.problem import Problem
 from pipeline.triton.protobuf import ModelConfig, type_name
 from pipeline.triton.served import TYPE_OF_ORT, numpy_type
-from pipeline.types import Feeds
+from pipeline.triton.warm_up import FOLDER
+from pipeline.types import Array, Feeds
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -38,8 +41,15 @@ def _seen(value: ort.NodeArg) -> tuple[str, Shape]:
     return TYPE_OF_ORT.get(value.type, value.type), [d if isinstance(d, int) else -1 for d in value.shape]
 
 
-def check_against_engine(config: ModelConfig, engine: OnnxEngine, *, where: str) -> list[Problem]:
-    """Return the differences between ``config`` and ``engine``, and what its warm-up requests do to the engine."""
+def check_against_engine(config: ModelConfig, engine: OnnxEngine, *, folder: Path, where: str) -> list[Problem]:
+    """Return the differences between ``config`` and ``engine``, and what its warm-up requests do to the engine.
+
+    Args:
+        config: The model's configuration.
+        engine: The engine.
+        folder: The model's folder, which holds the data of warm-up requests.
+        where: The configuration's file.
+    """
     problems = [*_names(config, engine, where)]
     batched = config.max_batch_size > 0
     for kind, tensors, actual in (("input", config.input, engine.inputs), ("output", config.output, engine.outputs)):
@@ -47,7 +57,7 @@ def check_against_engine(config: ModelConfig, engine: OnnxEngine, *, where: str)
             if tensor.name in actual:
                 problems += _tensor(tensor, actual[tensor.name], batched, kind == "output", f"{where}: {kind}")
     if not problems:
-        problems += _warmups(config, engine, where)
+        problems += _warmups(config, engine, folder, where)
     return problems
 
 
@@ -107,9 +117,9 @@ def _fits(dims: Shape, engine: Shape, exact: bool) -> bool:
     )
 
 
-def _warmups(config: ModelConfig, engine: OnnxEngine, where: str) -> Iterator[Problem]:
+def _warmups(config: ModelConfig, engine: OnnxEngine, folder: Path, where: str) -> Iterator[Problem]:
     for warmup in config.model_warmup:
-        feeds = _zeros(config, warmup, engine)
+        feeds = _feeds(config, warmup, engine, folder)
         if feeds is None:
             continue
         try:
@@ -124,16 +134,32 @@ def _warmups(config: ModelConfig, engine: OnnxEngine, where: str) -> Iterator[Pr
             )
 
 
-def _zeros(config: ModelConfig, warmup: ModelConfig, engine: OnnxEngine) -> Feeds | None:
-    """Return the arrays of a warm-up request, ``None`` unless it is zeros that fit the inputs (other rules say why)."""
+def _feeds(config: ModelConfig, warmup: ModelConfig, engine: OnnxEngine, folder: Path) -> Feeds | None:
+    """Return the arrays of a warm-up request, ``None`` where it is random or does not fit the inputs (other rules say why)."""
     feeds: Feeds = {}
     for tensor in config.input:
         data = warmup.inputs.get(tensor.name)
-        if data is None or not data.zero_data or any(d < 1 for d in data.dims) or warmup.batch_size < 1:
+        if data is None or any(d < 1 for d in data.dims) or warmup.batch_size < 1:
+            return None
+        values = _values(data, folder)
+        if values is None:
             return None
         dims = list(tensor.reshape.shape if tensor.HasField("reshape") else data.dims)
-        shape = [warmup.batch_size, *dims] if config.max_batch_size > 0 else dims
+        shape = [1, *dims] if config.max_batch_size > 0 else dims
         if not engine.inputs[tensor.name][1]:
             shape = []
-        feeds[tensor.name] = np.zeros(shape, numpy_type(type_name(data.data_type)))
+        row = values.reshape(shape)
+        feeds[tensor.name] = np.repeat(row, warmup.batch_size, axis=0) if config.max_batch_size > 0 else row
     return feeds
+
+
+def _values(data: ModelConfig, folder: Path) -> Array | None:
+    """Return the flat values of one input of a warm-up request, ``None`` where they are random, absent or of another size."""
+    dtype, count = numpy_type(type_name(data.data_type)), prod(data.dims)
+    if data.zero_data:
+        return np.zeros(count, dtype)
+    path = folder / FOLDER / data.input_data_file
+    if not data.input_data_file or dtype.kind == "O" or not path.is_file():
+        return None
+    content = path.read_bytes()
+    return np.frombuffer(content, dtype.newbyteorder("<")) if len(content) == count * dtype.itemsize else None

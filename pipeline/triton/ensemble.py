@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -96,13 +95,8 @@ def _python_model(
     message.dynamic_batching.max_queue_delay_microseconds = (
         config.dynamic_batching.max_queue_delay_us if config.dynamic_batching is not None else 0
     )
-    texts = {"model.py": python_source(source), **texts}
-    with tempfile.TemporaryDirectory() as folder:
-        files = {}
-        for file, text in texts.items():
-            files[file] = Path(folder) / file
-            files[file].write_text(text, encoding="utf-8")
-        publish_version(root, name, to_text(message), files)
+    files = {"model.py": python_source(source), **texts}
+    publish_version(root, name, to_text(message), {file: text.encode() for file, text in files.items()})
 
 
 def python_source(name: str) -> str:

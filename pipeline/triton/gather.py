@@ -18,6 +18,8 @@ from pipeline.notices import notice
 from pipeline.policy.fallback import policy_on
 from pipeline.policy.planning import family
 from pipeline.recipe import Recipe, parse
+from pipeline.triton.served import Plan
+from pipeline.triton.version_manifest import profiles_of
 
 _SAME = "Build every target with the same model and recipe, and with one version of this package."
 
@@ -52,6 +54,7 @@ class Gathered:
 
     recipe: Recipe
     engines: tuple[BuiltEngine, ...]
+    folders: tuple[Path, ...]
 
 
 def is_build(folder: Path) -> bool:
@@ -89,7 +92,7 @@ def gather(directories: Sequence[Path]) -> Gathered:
                 )
             engines.setdefault(name, engine)
             places.setdefault(name, build.folder)
-    return Gathered(recipe=first.recipe, engines=tuple(engines.values()))
+    return Gathered(recipe=first.recipe, engines=tuple(engines.values()), folders=tuple(directories))
 
 
 def by_capability(engines: Sequence[BuiltEngine], *, chosen: Sequence[str] = ()) -> dict[str, BuiltEngine]:
@@ -117,6 +120,30 @@ def by_capability(engines: Sequence[BuiltEngine], *, chosen: Sequence[str] = ())
             )
         found[capability] = wanted[0]
     return found
+
+
+def plan_of(engine: BuiltEngine) -> Plan:
+    """Return a TensorRT engine with what its builder wrote beside it.
+
+    Raises:
+        PublishError: The manifest's optimization profiles are not readable.
+    """
+    options = engine.manifest.get("options", {})
+    try:
+        profiles = profiles_of(options.get("profiles"))
+    except ValueError as error:
+        raise PublishError(
+            f"The engine's manifest has {error}.",
+            where=str(engine.file.with_name("manifest.json")),
+            fix="Build it again.",
+        ) from error
+    return Plan(
+        file=engine.file,
+        target=engine.target.name,
+        tensorrt=str(engine.manifest.get("version")),
+        profiles=profiles,
+        version_compatible=bool(options.get("version_compatible")),
+    )
 
 
 def largest_batch(engine: BuiltEngine) -> int | None:

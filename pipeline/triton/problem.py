@@ -25,6 +25,13 @@ RULES = {
     "dynamic-batching": "dynamic batching only where batching is on",
     "preferred-batch": "preferred batch sizes lie between 1 and max_batch_size",
     "instances": "every instance group has at least one instance",
+    "manifest": "a version of TensorRT engines has a readable manifest, which tells their profiles",
+    "file-changed": "every file of a version is the one that its manifest lists",
+    "profile-batch": "every TensorRT engine has a profile that takes max_batch_size",
+    "profile-dims": "the configuration's shapes lie within a profile of every engine",
+    "instance-profiles": "instances name every profile of the engines, and no other: unnamed, the server uses the first alone",
+    "cuda-graphs": "CUDA graphs are captured for batches that are formed and shapes of every input within a profile",
+    "warm-up-profile": "every warm-up request fits a profile of every engine, and every profile is warmed up",
     "rate-limiter": "a resource has a name and a count, once in a group, and is a device's own or shared by all, not both",
     "response-cache": "answers are remembered only of models whose requests stand alone (no sequences, one answer each)",
     "labels": "a label file lies in the model's folder and has a line for each class",
@@ -38,10 +45,13 @@ RULES = {
     "warm-up-type": "warm-up data has the input's type",
     "warm-up-dims": "warm-up shapes are sizes, not -1, and fit the input",
     "warm-up-batch": "a warm-up request's batch is at least 1 and no larger than max_batch_size",
-    "warm-up-data": "warm-up data is zeros (or a file that is there); random bytes may be out of range",
+    "warm-up-data": "warm-up data is zeros or a file of the request's size; random bytes may be out of range",
     "warm-up-runs": "the engine runs on the warm-up request: the server refuses a model whose warm-up fails",
 }
 """Rule id to what holds when it is kept. Ids do not change between versions."""
+
+
+Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +67,7 @@ class Problem:
     """
 
     rule: str
-    severity: Literal["error", "warning"]
+    severity: Severity
     where: str
     message: str
     fix: str

@@ -10,9 +10,12 @@ from pathlib import Path
 from pipeline import model as onnx_files
 from pipeline.errors import PublishError, StoreError
 from pipeline.recipe_triton import TritonConfig
-from pipeline.triton.config import config_text
-from pipeline.triton.labels import label_file, label_text, read_labels
+from pipeline.triton.config import configured
 from pipeline.triton.served import BACKENDS, ServedModel, plan_name
+from pipeline.triton.version_manifest import MANIFEST, manifest_text
+
+Files = Mapping[str, Path | bytes]
+"""Path in a version's folder to the file that is copied there, or its content."""
 
 CONFIG = "config.pbtxt"
 CONFIGS = ".configs"
@@ -34,17 +37,18 @@ def write_repository(root: Path, *, model: ServedModel, config: TritonConfig) ->
         config: Batching and instances.
 
     Raises:
-        PublishError: The model cannot be served as asked; see :func:`pipeline.triton.config.config_text`.
+        PublishError: The model cannot be served as asked; see :func:`pipeline.triton.config.configured`.
         ModelError: The engine or its external data cannot be read.
         StoreError: The folder cannot be written.
         MissingError: ``tritonclient`` is not installed.
     """
-    text = config_text(model, config)
-    return publish_version(root, model.name, text, _engine_files(model), beside=_beside(model))
+    made, files = configured(model, config), _engine_files(model)
+    manifest = manifest_text(model, files).encode()
+    return publish_version(root, model.name, made.text, {**files, MANIFEST: manifest}, beside=made.beside)
 
 
 def publish_version(
-    root: Path, name: str, text: str, files: dict[str, Path], *, beside: Mapping[str, bytes] | None = None
+    root: Path, name: str, text: str, files: Files, *, beside: Mapping[str, bytes] | None = None
 ) -> Path:
     """Write a version of the model ``name`` under ``root`` and return the model's folder.
 
@@ -52,7 +56,7 @@ def publish_version(
         root: The repository.
         name: The model.
         text: Its configuration.
-        files: Path in the version's folder to the file that is copied there.
+        files: Path in the version's folder to the file that is copied there, or its content.
         beside: Path in the model's folder to content. Such files are never replaced, because the configurations of older
             versions name them too: their names tell their content apart.
 
@@ -86,7 +90,7 @@ def is_version(name: str) -> bool:
     return name.isascii() and name.isdigit() and not name.startswith("0")
 
 
-def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path], beside: Mapping[str, bytes]) -> None:
+def _publish(folder: Path, staging: Path, text: str, files: Files, beside: Mapping[str, bytes]) -> None:
     present = versions(folder) if folder.is_dir() else []
     if present and _same(folder / str(present[-1]), files):
         version = None
@@ -97,8 +101,11 @@ def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path], bes
         for name, source in files.items():
             target = staging / version / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            # A copy, not a link: ONNX readers refuse external data that is linked, and a repository is moved about.
-            shutil.copyfile(source, target)
+            if isinstance(source, bytes):
+                target.write_bytes(source)
+            else:
+                # No link: ONNX readers refuse external data that is linked, and a repository is moved about.
+                shutil.copyfile(source, target)
         (staging / version).mkdir(parents=True, exist_ok=True)  # an ensemble's holds nothing
     staging.mkdir(exist_ok=True)
     for name, content in beside.items():
@@ -121,18 +128,10 @@ def _publish(folder: Path, staging: Path, text: str, files: dict[str, Path], bes
     os.replace(staging / CONFIG, folder / CONFIG)  # noqa: PTH105 - both are files; replace keeps the old one until done
 
 
-def _beside(model: ServedModel) -> dict[str, bytes]:
-    """Return path in the model's folder to content, for everything that its configuration names."""
-    if model.labels is None:
-        return {}
-    labels = read_labels(model.labels)
-    return {label_file(labels): label_text(labels).encode()}
-
-
 def _engine_files(model: ServedModel) -> dict[str, Path]:
     """Return path in the version directory to source file: the engine under its default name, its data as it is."""
     if model.engines:
-        return {plan_name(capability): file for capability, file in sorted(model.engines.items())}
+        return {plan_name(capability): plan.file for capability, plan in sorted(model.engines.items())}
     engine = model.engine
     default = BACKENDS[model.backend].file
     files = {default: engine}
@@ -148,10 +147,12 @@ def _engine_files(model: ServedModel) -> dict[str, Path]:
     return files
 
 
-def _same(version: Path, files: dict[str, Path]) -> bool:
+def _same(version: Path, files: Files) -> bool:
     there = {p.relative_to(version).as_posix() for p in version.rglob("*") if p.is_file()}
     return there == set(files) and all(
-        (version / name).stat().st_size == source.stat().st_size
+        (version / name).read_bytes() == source
+        if isinstance(source, bytes)
+        else (version / name).stat().st_size == source.stat().st_size
         and onnx_files.sha256(version / name) == onnx_files.sha256(source)
         for name, source in files.items()
     )

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from engines.tensorrt.profiles import Profile
 from pipeline.errors import PublishError
 from pipeline.memory import open_session
-from pipeline.types import TensorInfo
+from pipeline.types import Feeds, TensorInfo
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Names that are safe as a folder, in a URL and in the configuration."""
@@ -36,6 +37,26 @@ BACKENDS = {
     "onnxruntime": Backend(file="model.onnx"),
     "tensorrt": Backend(file="model.plan", by_capability=True),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """An engine of TensorRT.
+
+    Attributes:
+        file: ``model.plan``.
+        target: The device that it was built for, as a recipe names it.
+        tensorrt: Version of TensorRT that built it, and that must load it.
+        profiles: Its optimization profiles, shapes with the batch dimension.
+        version_compatible: Later versions of TensorRT load it too.
+    """
+
+    file: Path
+    target: str
+    tensorrt: str
+    profiles: tuple[Profile, ...] = ()
+    version_compatible: bool = False
+
 
 PYTHON = "python"
 """The backend of what stands around an engine: a tokenizer, pooling."""
@@ -85,6 +106,8 @@ class ServedModel:
         threads: Intra-op threads of one instance; 0 lets ONNX Runtime take one per core.
         sample: Input name to the shape, with the batch dimension, of a real sample. It gives the warm-up request the
             dimensions that the model leaves open; without it a model that has such dimensions gets no warm-up.
+        row: Input name to one real sample, with a batch dimension of 1 where the model forms batches; empty without one.
+            The warm-up request carries it; without it the request is zeros.
         engines: For ``tensorrt``: compute capability (``8.0``) to the engine for it.
         labels: Text file with the name of a class on each line; ``None`` for a model that gives no classes.
     """
@@ -96,7 +119,8 @@ class ServedModel:
     outputs: tuple[TensorInfo, ...]
     threads: int = 0
     sample: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    engines: Mapping[str, Path] = field(default_factory=dict)
+    row: Feeds = field(default_factory=dict)
+    engines: Mapping[str, Plan] = field(default_factory=dict)
     labels: Path | None = None
 
 
@@ -111,6 +135,7 @@ def onnx_model(
     name: str,
     threads: int = 0,
     sample: Mapping[str, tuple[int, ...]] | None = None,
+    row: Feeds | None = None,
     labels: Path | None = None,
 ) -> ServedModel:
     """Return the ONNX model at ``engine`` with the inputs and outputs that ONNX Runtime reports.
@@ -129,7 +154,8 @@ def onnx_model(
         inputs=tuple(_info(value) for value in live.get_inputs()),
         outputs=tuple(_info(value) for value in live.get_outputs()),
         threads=threads,
-        sample=sample or {},
+        sample={**(sample or {}), **{name: values.shape for name, values in (row or {}).items()}},
+        row=row or {},
         labels=labels,
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from pipeline.triton.problem import Problem
-from pipeline.triton.protobuf import ModelConfig, kind_cpu, type_name
+from pipeline.triton.protobuf import ModelConfig, kind_cpu
+from pipeline.triton.warm_up_rules import check_warm_up
 
 
 def check_serving(config: ModelConfig, *, where: str) -> Iterator[Problem]:
@@ -41,7 +42,7 @@ def check_serving(config: ModelConfig, *, where: str) -> Iterator[Problem]:
             fix="Delete response_cache.",
         )
     for warmup in config.model_warmup:
-        yield from _warmup(config, warmup, f"{where}: model_warmup {warmup.name!r}")
+        yield from check_warm_up(config, warmup, f"{where}: model_warmup {warmup.name!r}")
 
 
 def _rate_limiter(limiter: ModelConfig, where: str) -> Iterator[Problem]:
@@ -122,57 +123,3 @@ def _tensors(config: ModelConfig, where: str) -> Iterator[Problem]:
                     message=f"{wrong[0]} is no dimension." if wrong else "The tensor has no dimensions.",
                     fix="Every dimension is at least 1, or -1 for any size.",
                 )
-
-
-def _warmup(config: ModelConfig, warmup: ModelConfig, where: str) -> Iterator[Problem]:
-    inputs = {tensor.name: tensor for tensor in config.input}
-    wrong = sorted(set(inputs) ^ set(warmup.inputs))
-    if wrong:
-        yield Problem(
-            rule="warm-up-inputs",
-            severity="error",
-            where=where,
-            message=f"The warm-up request and the configuration differ in the inputs {', '.join(wrong)}.",
-            fix="Give each input once.",
-        )
-    largest = max(config.max_batch_size, 1)
-    if not 1 <= warmup.batch_size <= largest:
-        yield Problem(
-            rule="warm-up-batch",
-            severity="error" if warmup.batch_size else "warning",
-            where=f"{where}: batch_size",
-            message=f"A batch of {warmup.batch_size} does not lie between 1 and {largest}; the server skips a batch of 0.",
-            fix="Set batch_size to 1.",
-        )
-    for name in sorted(set(inputs) & set(warmup.inputs)):
-        yield from _warmup_input(inputs[name], warmup.inputs[name], f"{where}: {name!r}")
-
-
-def _warmup_input(tensor: ModelConfig, data: ModelConfig, where: str) -> Iterator[Problem]:
-    if data.data_type != tensor.data_type:
-        yield Problem(
-            rule="warm-up-type",
-            severity="error",
-            where=where,
-            message=f"The warm-up data is {type_name(data.data_type)}, the input {type_name(tensor.data_type)}.",
-            fix="Give both the same type.",
-        )
-    fits = len(data.dims) == len(tensor.dims) and all(
-        d >= 1 and t in (d, -1) for d, t in zip(data.dims, tensor.dims, strict=True)
-    )
-    if not fits:
-        yield Problem(
-            rule="warm-up-dims",
-            severity="error",
-            where=where,
-            message=f"The warm-up shape {list(data.dims)} does not fit the input's {list(tensor.dims)}.",
-            fix="Give each dimension a size; it is the input's where that is fixed.",
-        )
-    if data.WhichOneof("input_data_type") != "input_data_file" and not data.zero_data:
-        yield Problem(
-            rule="warm-up-data",
-            severity="warning",
-            where=where,
-            message="The warm-up request is random bytes: ids beyond the vocabulary, NaN and infinity.",
-            fix="Use zero_data: true.",
-        )

@@ -9,6 +9,7 @@ from pipeline.errors import PublishError
 from pipeline.triton.ensemble import python_source
 from pipeline.triton.protobuf import kind_cpu, parse, to_text
 from pipeline.triton.repository import CONFIG, versions
+from pipeline.triton.warm_up import FOLDER
 
 
 def write_twin(repository: Path, out: Path) -> Path:
@@ -39,7 +40,6 @@ def write_twin(repository: Path, out: Path) -> Path:
         converted = config.backend == "onnxruntime"
         if converted:
             config.backend = "python"
-            del config.model_warmup[:]
             for group in config.instance_group:
                 if group.kind != kind_cpu():
                     group.kind = kind_cpu()
@@ -49,6 +49,8 @@ def write_twin(repository: Path, out: Path) -> Path:
         (target / CONFIG).write_text(to_text(config), encoding="utf-8")
         for file in folder.glob("labels.*"):
             _link(str(file), str(target / file.name))
+        if (folder / FOLDER).is_dir():
+            shutil.copytree(folder / FOLDER, target / FOLDER, copy_function=_link)
         for version in versions(folder):
             shutil.copytree(folder / str(version), target / str(version), copy_function=_link)
             if converted:

@@ -92,6 +92,7 @@ MUTATIONS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("engine-missing", "error", file(lambda d: (d / "1" / "model.onnx").rename(d / "1" / "engine.onnx"))),
     ("engine-missing", "error", file(lambda d: (d / "2").mkdir())),
     ("engine-unreadable", "error", file(lambda d: truncate(d / "1" / "model.onnx"))),
+    ("file-changed", "error", file(lambda d: truncate(d / "1" / "model.onnx"))),
     ("external-data", "error", file(lambda d: (d / "1" / "m.onnx.data").unlink())),
     ("external-data", "error", file(lambda d: truncate(d / "1" / "m.onnx.data"))),
     ("tensor-names", "error", edit(lambda c: setattr(c.input[0], "name", "input_ids"))),
@@ -173,10 +174,11 @@ def test_warm_up_that_the_engine_cannot_run(tmp_path: Path) -> None:
 
 def test_every_rule_has_a_mutation() -> None:
     from test_triton_ensemble import MUTATIONS as OF_ENSEMBLES
+    from test_triton_plans import MUTATIONS as OF_PLANS
     from test_triton_serving_keys import MUTATIONS as OF_KEYS
 
-    shown = {rule for rule, _, _ in (*MUTATIONS, *OF_KEYS)} | {"warm-up-runs"} | {rule for rule, _ in OF_ENSEMBLES}
-    assert shown == set(RULES)
+    shown = {rule for rule, _, _ in (*MUTATIONS, *OF_KEYS, *OF_PLANS)} | {rule for rule, _ in OF_ENSEMBLES}
+    assert shown | {"warm-up-runs"} == set(RULES)
 
 
 def test_a_rule_that_is_not_in_the_list_cannot_be_reported() -> None:
@@ -190,4 +192,4 @@ def test_only_the_newest_version_is_compared(repo: Path) -> None:
     truncate(repo / "tiny" / "1" / "model.onnx")
     assert check_repository(repo) == []
     edit(lambda c: c.version_policy.all.SetInParent())(repo)
-    assert {p.rule for p in check_repository(repo)} == {"engine-unreadable"}
+    assert {p.rule for p in check_repository(repo)} == {"engine-unreadable", "file-changed"}

@@ -16,7 +16,7 @@ from pipeline import notices
 from pipeline.errors import MissingError, PublishError, StoreError
 from pipeline.recipe_triton import DynamicBatching, TritonConfig
 from pipeline.triton.checker import check_repository
-from pipeline.triton.config import config_text
+from pipeline.triton.config import configured
 from pipeline.triton.repository import write_repository
 from pipeline.triton.rollback import rollback
 from pipeline.triton.served import ServedModel, onnx_model
@@ -68,7 +68,7 @@ def test_written_repository_passes_the_checker_and_computes_the_same(tmp_path: P
     source = tokens_model(tmp_path / "src" / "odd name.onnx", external=True)
     folder = write_repository(tmp_path / "repo", model=served(source), config=TritonConfig())
     assert check_repository(tmp_path / "repo") == []
-    assert sorted(p.name for p in (folder / "1").iterdir()) == ["model.onnx", "odd name.onnx.data"]
+    assert sorted(p.name for p in (folder / "1").iterdir()) == ["manifest.json", "model.onnx", "odd name.onnx.data"]
     feeds = {"ids": np.array([[1, 2], [3, 4]]), "gain": np.array([1, 2], np.float32)}
     for one, other in zip(
         ort.InferenceSession(source).run(None, feeds),
@@ -132,8 +132,8 @@ def test_open_dimensions_without_a_sample_give_no_warm_up(tmp_path: Path) -> Non
 
 def test_same_model_same_text(tmp_path: Path) -> None:
     model = served(tokens_model(tmp_path / "m.onnx"), threads=2)
-    assert config_text(model, TritonConfig()) == config_text(model, TritonConfig())
-    assert str(tmp_path) not in config_text(model, TritonConfig())
+    assert configured(model, TritonConfig()) == configured(model, TritonConfig())
+    assert str(tmp_path) not in configured(model, TritonConfig()).text
 
 
 def test_publishing_again_changes_nothing_and_a_new_engine_is_a_new_version(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_preferred_batch_beyond_the_maximum_is_refused(tmp_path: Path) -> None:
     model = served(tokens_model(tmp_path / "m.onnx"))
     asked = TritonConfig(max_batch_size=4, dynamic_batching=DynamicBatching(preferred_batch_sizes=(4, 8)))
     with pytest.raises(PublishError, match=r"\[8\]"):
-        config_text(model, asked)
+        configured(model, asked)
 
 
 def test_types_and_backends_that_triton_lacks_are_refused(tmp_path: Path) -> None:
@@ -226,16 +226,16 @@ def test_types_and_backends_that_triton_lacks_are_refused(tmp_path: Path) -> Non
     info = TensorInfo(name="x", dtype=np.dtype(ml_dtypes.bfloat16), shape=("n", 2))
     parts = {"name": "m", "engine": tmp_path / "m.onnx", "inputs": (info,), "outputs": (info,)}
     with pytest.raises(PublishError, match="bfloat16"):
-        config_text(ServedModel(backend="onnxruntime", **parts), TritonConfig())  # type: ignore[arg-type]
+        configured(ServedModel(backend="onnxruntime", **parts), TritonConfig())  # type: ignore[arg-type]
     with pytest.raises(PublishError, match="tensorrt"):
-        config_text(ServedModel(backend="tensorrt", **parts), TritonConfig())  # type: ignore[arg-type]
+        configured(ServedModel(backend="tensorrt", **parts), TritonConfig())  # type: ignore[arg-type]
 
 
 def test_zero_size_dimension_is_refused(tmp_path: Path) -> None:
     info = TensorInfo(name="x", dtype=np.dtype("float32"), shape=("n", 0))
     model = ServedModel(name="m", backend="onnxruntime", engine=tmp_path / "m.onnx", inputs=(info,), outputs=(info,))
     with pytest.raises(PublishError, match="size 0"):
-        config_text(model, TritonConfig())
+        configured(model, TritonConfig())
 
 
 def test_leftovers_of_a_killed_run_go_away(tmp_path: Path) -> None:

@@ -23,12 +23,16 @@ import pytest
 import test_triton_serving_keys as serving_keys
 import tritonclient.grpc as grpc
 from test_triton_ensemble import MUTATIONS
+from triton_models import tokens_model
 
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline.errors import MissingError, PublishError
+from pipeline.recipe_triton import TritonConfig
 from pipeline.serving import serving
 from pipeline.triton.checker import check_repository
+from pipeline.triton.repository import write_repository
 from pipeline.triton.rollback import rollback
+from pipeline.triton.served import onnx_model
 from pipeline.triton.server import Installation, Server, find_server
 from pipeline.triton.twin import write_twin
 
@@ -231,6 +235,30 @@ def test_the_server_refuses_the_serving_keys_that_the_checker_refuses(
         except PublishError:
             agreed[number, rule] = True
     assert all(agreed.values()), agreed
+
+
+def test_a_warm_up_with_a_real_sample_runs_and_one_that_is_broken_is_refused(
+    tmp_path: Path, installation: Installation
+) -> None:
+    row = {"ids": np.arange(12, dtype=np.int64)[None] % 10, "gain": np.array([2], np.float32)}
+    model = onnx_model(tokens_model(tmp_path / "m.onnx"), name="tiny", row=row, threads=1)
+    repo = write_repository(tmp_path / "repo", model=model, config=TritonConfig()).parent
+    assert check_repository(repo) == []
+    with Server(write_twin(repo, tmp_path / "twin"), installation) as running:
+        running.wait_until_ready(30)
+    (file,) = (repo / "tiny/warmup").glob("ids.*")
+    # An id that is not in the table: the server runs what lies in the file, and the model refuses it.
+    for content in (file.read_bytes()[:-8], np.full(12, 99, "<i8").tobytes(), None):
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        assert {p.rule for p in check_repository(repo)} <= {"warm-up-data", "warm-up-runs"}
+        assert check_repository(repo)
+        with (
+            pytest.raises(PublishError),
+            Server(write_twin(repo, tmp_path / "twin"), installation) as running,
+        ):
+            running.wait_until_ready(30)
 
 
 def wait_for(make, holds, seconds: float = 30.0):  # type: ignore[no-untyped-def]
