@@ -84,7 +84,7 @@ def _once(recipe: Recipe, directory: Path, options: BuildOptions, progress: Prog
         built = engines(run, made)
         measured = validate(run, made, built)
         verdicts = judge(run, measured)
-        repository = publish(run, made.exported, built, verdicts)
+        repository = publish(run, made, built, verdicts)
         report = write_reports(run, made, Outcome(built, measured, verdicts, repository))
     return _result(run, report)
 

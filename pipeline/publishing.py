@@ -84,6 +84,12 @@ def publish_builds(
             "build of the target cpu (its models NAME_tokenizer, NAME_text and NAME_pooling can be copied).",
             where="triton.ensemble",
         )
+    if found.recipe.triton.build_at_load:
+        notice(
+            "no-build-at-load",
+            "Merging builds publishes engines that are built; a model that the server builds lies in the repository of each build.",
+            where="triton.build_at_load",
+        )
     for problem in check_repository(out):
         if problem.severity == "error":
             raise PublishError(problem.message, where=problem.where, fix=problem.fix)

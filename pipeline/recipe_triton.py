@@ -74,6 +74,10 @@ class TritonConfig(Section):
     """GPUs (by number) that run TensorRT engines; all of the server's if not given."""
     cuda_graphs: Annotated[tuple[Count, ...], BeforeValidator(listed)] = ()
     """Batch sizes that TensorRT engines run as CUDA graphs, at the usual shape of every optimization profile and no other."""
+    build_at_load: bool = False
+    """Also publish ``<name>-<variant>`` for GPUs whose engine is not built: the Q/DQ ONNX with ONNX Runtime's TensorRT provider, which builds on the serving GPU when it loads the model."""
+    engine_cache: str | None = None
+    """With ``build_at_load``: the server's folder for engines that it built (its parent must be there); ``/tmp/<model>.engines`` if not given."""
     version_policy: VersionPolicy | None = None
     rate_limiter: RateLimiter | None = None
     response_cache: bool = False

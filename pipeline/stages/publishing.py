@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from calibrators.data.spec import DataSpec
 from calibrators.data.text import Encoder, encoder_of
+from engines.tensorrt.build import profiles_for
+from engines.tensorrt.options import BuilderOptions
 from pipeline import model as models
 from pipeline.errors import MissingError, PublishError
 from pipeline.model import sha256
 from pipeline.notices import notice
 from pipeline.sources.export import Exported
+from pipeline.stages.checks import usual_shapes
 from pipeline.stages.engine import Engine
 from pipeline.stages.run import Run
+from pipeline.stages.variants import Variants
 from pipeline.triton.checker import check_repository
 from pipeline.triton.ensemble import write_ensemble
 from pipeline.triton.labels import read_labels
@@ -24,8 +30,10 @@ from pipeline.types import Feeds, TensorInfo
 from pipeline.validation.thresholds import Verdict
 
 
-def publish(run: Run, exported: Exported, engines: tuple[Engine, ...], verdicts: dict[str, Verdict]) -> Path | None:
-    """A Triton repository with the engine that ONNX Runtime serves; ``None`` where a verdict forbids it or nothing was built.
+def publish(run: Run, made: Variants, engines: tuple[Engine, ...], verdicts: dict[str, Verdict]) -> Path | None:
+    """A Triton repository with the engine that ONNX Runtime serves, and on request the graphs that the server builds from.
+
+    ``None`` where a verdict forbids it or there is nothing to serve.
 
     Raises:
         PublishError: The server would refuse the repository.
@@ -34,18 +42,21 @@ def publish(run: Run, exported: Exported, engines: tuple[Engine, ...], verdicts:
     if run.options.until == "validate":
         return None
     name = run.recipe.triton.name or run.recipe.name
-    built = [e for e in engines if e.runs_here]
+    built, later = [e for e in engines if e.runs_here], _at_load(run, made, engines)
     reason = _refusal(run, engines, verdicts) or (
-        "" if built else "no engine that Triton serves was built on this machine"
+        "" if built or later else "no engine that Triton serves was built on this machine"
     )
     if reason:
         notice("not-published", f"Nothing was published: {reason}.")
         # What an earlier run published must not be taken for this build.
-        for folder in (name, *(f"{name}_{part}" for part in ("tokenizer", "pooling", "text"))):
+        unbuilt = (f"{name}-{family}" for family in run.families)
+        for folder in (name, *(f"{name}_{part}" for part in ("tokenizer", "pooling", "text")), *unbuilt):
             shutil.rmtree(run.directory / "triton" / folder, ignore_errors=True)
         return None
     try:
-        return _repository(run, exported, built[0], name)
+        places = [_repository(run, made.exported, built[0], name)] if built else []
+        places += [_unbuilt(run, made, family, f"{name}-{family}") for family in later]
+        return places[0]
     except MissingError as error:
         if run.options.until == "publish":
             raise
@@ -67,9 +78,7 @@ def _refusal(run: Run, engines: tuple[Engine, ...], verdicts: dict[str, Verdict]
 def _repository(run: Run, exported: Exported, engine: Engine, name: str) -> Path:
     out = f"triton/{name}"
     inputs = models.inputs(models.load(engine.path))
-    data = run.open(run.recipe.validate_, exported, inputs) or run.open(run.recipe.calibration, exported, inputs)
-    row = _first_row(next(iter(data)), inputs) if data is not None else {}
-    labels = run.recipe.triton.labels
+    row, labels = _row(run, exported, inputs), run.recipe.triton.labels
     encoder = _encoder(run, exported, inputs)
     # The ensemble's models lie beside the engine's.
     outputs = [out, *(f"triton/{name}_{part}" for part in _parts(run))]
@@ -79,23 +88,79 @@ def _repository(run: Run, exported: Exported, engine: Engine, name: str) -> Path
         write_repository(work / "triton", model=served, config=run.recipe.triton)
         if encoder is not None:
             write_ensemble(work / "triton", served, run.recipe.triton, encoder)
-        for problem in check_repository(work / "triton"):
-            if problem.severity == "error":
-                raise PublishError(problem.message, where=problem.where, fix=problem.fix)
-            notice(problem.rule, problem.message, where=problem.where)
+        _check(work / "triton")
 
-    key = {
-        "engine": engine.path,
-        "triton": run.recipe.triton.model_dump(mode="json"),
-        "labels": read_labels(labels) if labels is not None else None,
-        "name": name,
-        "row": {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in row.items()},
-        "row_shapes": {name: list(values.shape) for name, values in row.items()},
+    key = _key(run, name, engine.path, row) | {
         "threads": run.recipe.threads,
         "tokenizer": [sha256(file) for file in encoder.tokenizer.files] if encoder is not None else None,
         "max_length": run.recipe.calibration.max_length if encoder is not None else None,
     }
     return run.stage("publish", key, outputs, produce).paths[out]
+
+
+def _at_load(run: Run, made: Variants, engines: tuple[Engine, ...]) -> list[str]:
+    """Return the variants that the server is to build engines from: those of GPUs of Triton's that have no engine."""
+    if not run.recipe.triton.build_at_load:
+        return []
+    found = dict.fromkeys(e.family for e in engines if e.file is None and e.target.runtime == "tensorrt")
+    for family in list(found):
+        if made.plans[family].emulated:
+            notice(
+                "not-built-at-load",
+                f"{family} is not published to be built at load: ONNX Runtime cannot check a graph with BF16 or FP4 here.",
+                where="triton.build_at_load",
+            )
+            del found[family]
+    return list(found)
+
+
+def _unbuilt(run: Run, made: Variants, family: str, name: str) -> Path:
+    """Publish a variant's Q/DQ ONNX for ONNX Runtime's TensorRT provider."""
+    variant, out = made.variants[family], f"triton/{name}"
+    inputs = models.inputs(models.load(variant))
+    row = _row(run, made.exported, inputs)
+    options = BuilderOptions.from_dict(run.recipe.builder.model_dump(mode="json"))
+    shapes, labels = usual_shapes(run, made), run.recipe.triton.labels
+    profiles = tuple(profiles_for(options, variant, shapes, run.recipe.triton.max_batch_size))
+
+    def produce(work: Path) -> None:
+        served = onnx_model(variant, name=name, sample=shapes, row=row, labels=labels)
+        write_repository(work / "triton", model=replace(served, at_load=profiles), config=run.recipe.triton)
+        _check(work / "triton")
+
+    key = _key(run, name, variant, row) | {"profiles": [{n: asdict(s) for n, s in p.items()} for p in profiles]}
+    place = run.stage(f"publish/{family}", key, [out], produce).paths[out]
+    notice(
+        "built-at-load",
+        "The engine of this model is built by the server, on its GPU, when it loads it: it was not run or measured here.",
+        where=f"triton model {name}",
+    )
+    return place
+
+
+def _check(repository: Path) -> None:
+    for problem in check_repository(repository):
+        if problem.severity == "error":
+            raise PublishError(problem.message, where=problem.where, fix=problem.fix)
+        notice(problem.rule, problem.message, where=problem.where)
+
+
+def _key(run: Run, name: str, engine: Path, row: Feeds) -> dict[str, Any]:
+    labels = run.recipe.triton.labels
+    return {
+        "engine": engine,
+        "triton": run.recipe.triton.model_dump(mode="json"),
+        "labels": read_labels(labels) if labels is not None else None,
+        "name": name,
+        "row": {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in row.items()},
+        "row_shapes": {name: list(values.shape) for name, values in row.items()},
+    }
+
+
+def _row(run: Run, exported: Exported, inputs: tuple[TensorInfo, ...]) -> Feeds:
+    """Return one sample of the held-out data, else of calibration's; empty without data."""
+    data = run.open(run.recipe.validate_, exported, inputs) or run.open(run.recipe.calibration, exported, inputs)
+    return _first_row(next(iter(data)), inputs) if data is not None else {}
 
 
 def _first_row(batch: Feeds, inputs: tuple[TensorInfo, ...]) -> Feeds:

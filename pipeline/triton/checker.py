@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline import model as onnx_files
 from pipeline.errors import EngineError, ModelError, PublishError
 from pipeline.memory import open_session
+from pipeline.triton.accelerator import check_accelerators
 from pipeline.triton.engine_rules import OnnxEngine, check_against_engine
 from pipeline.triton.ensemble_rules import check_ensemble
 from pipeline.triton.label_rules import check_labels
@@ -78,6 +79,7 @@ def check_model(folder: Path) -> list[Problem]:
         what = error.what if isinstance(error, PublishError) else f"The configuration cannot be read: {error}"
         return [Problem(rule="config-parse", severity="error", where=where, message=what, fix=_SAME_AGAIN)]
     problems = [*_identity(folder, config), *_layout(folder, config), *check_serving(config, where=where)]
+    problems += check_accelerators(config, where=where)
     problems += [*check_labels(folder, config, where=where), *check_data_files(folder, config, where=where)]
     for version in _served(folder, config):
         if config.backend in BACKENDS:
@@ -181,14 +183,16 @@ def _engine(version: Path, config: ModelConfig, where: str) -> Iterator[Problem]
                 fix=_SAME_AGAIN,
             )
         elif config.backend == "onnxruntime":
-            engine = _load(path, shown)
+            # What TensorRT will build from runs here as it stands: its FP8 nodes have no fused kernels on the CPU.
+            plain = bool(config.optimization.execution_accelerators.gpu_execution_accelerator)
+            engine = _load(path, shown, optimize=not plain)
             if isinstance(engine, Problem):
                 yield engine
             else:
                 yield from check_against_engine(config, engine, folder=version.parent, where=where)
 
 
-def _load(path: Path, where: str) -> OnnxEngine | Problem:
+def _load(path: Path, where: str, *, optimize: bool) -> OnnxEngine | Problem:
     try:
         onnx_files.load(path)
     except ModelError as error:
@@ -197,7 +201,7 @@ def _load(path: Path, where: str) -> OnnxEngine | Problem:
         message = f"{error.what} ({error.where})"
         return Problem(rule=rule, severity="error", where=where, message=message, fix=error.fix or _SAME_AGAIN)
     try:
-        return OnnxEngine(open_session(path, threads=1))
+        return OnnxEngine(open_session(path, threads=1, optimize=optimize))
     except EngineError as error:
         return Problem(
             rule="engine-unreadable", severity="error", where=where, message=error.what, fix=error.fix or _SAME_AGAIN

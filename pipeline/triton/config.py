@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.errors import PublishError
 from pipeline.notices import notice
 from pipeline.recipe_triton import TritonConfig
+from pipeline.triton.accelerator import add_accelerator
 from pipeline.triton.labels import label_file, label_text, labelled_output, read_labels
 from pipeline.triton.protobuf import ModelConfig, kind_cpu, kind_gpu, new_config, to_text, type_value
 from pipeline.triton.served import BACKENDS, ServedModel, check_name, plan_name, triton_type
@@ -73,16 +74,19 @@ def build_config(model: ServedModel, config: TritonConfig) -> ModelConfig:
     if batch > 0 and config.dynamic_batching is not None:
         message.dynamic_batching.max_queue_delay_microseconds = config.dynamic_batching.max_queue_delay_us
         message.dynamic_batching.preferred_batch_size.extend(sorted(set(config.dynamic_batching.preferred_batch_sizes)))
-    on_gpu = bool(model.engines)
+    on_gpu = bool(model.engines) or model.at_load is not None
     message.instance_group.add(kind=kind_gpu() if on_gpu else kind_cpu(), count=config.instances)
     if on_gpu:
         message.instance_group[0].gpus.extend(sorted(set(config.gpus)))
+    if model.engines:
         _add_profiles(message, model, config)
+    if model.at_load is not None:
+        add_accelerator(message, model, cache=config.engine_cache)
     _add_scheduling(message, config)
     for capability in sorted(model.engines):
         # No default file: on a GPU that the map lacks, the server would load it without a word.
         message.cc_model_filenames[capability] = plan_name(capability)
-    if model.threads > 0:
+    if model.threads > 0 and not on_gpu:
         message.parameters["intra_op_thread_count"].string_value = str(model.threads)
     return message
 

@@ -109,6 +109,8 @@ class ServedModel:
         row: Input name to one real sample, with a batch dimension of 1 where the model forms batches; empty without one.
             The warm-up request carries it; without it the request is zeros.
         engines: For ``tensorrt``: compute capability (``8.0``) to the engine for it.
+        at_load: For ``onnxruntime`` on a GPU: the profiles that its TensorRT provider builds an engine for when the model is
+            loaded; ``None`` runs the model on the CPU.
         labels: Text file with the name of a class on each line; ``None`` for a model that gives no classes.
     """
 
@@ -121,6 +123,7 @@ class ServedModel:
     sample: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     row: Feeds = field(default_factory=dict)
     engines: Mapping[str, Plan] = field(default_factory=dict)
+    at_load: tuple[Profile, ...] | None = None
     labels: Path | None = None
 
 

@@ -40,6 +40,7 @@ def write_twin(repository: Path, out: Path) -> Path:
         converted = config.backend == "onnxruntime"
         if converted:
             config.backend = "python"
+            config.ClearField("optimization")
             for group in config.instance_group:
                 if group.kind != kind_cpu():
                     group.kind = kind_cpu()

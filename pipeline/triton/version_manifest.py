@@ -30,7 +30,7 @@ def manifest_text(model: ServedModel, files: Mapping[str, Path]) -> str:
         "schema_version": 1,
         "model": model.name,
         "backend": model.backend,
-        "requires": _of_plans(model) if model.engines else _of_onnx(model.engine),
+        "requires": _of_plans(model) if model.engines else _of_onnx(model),
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": onnx_files.sha256(path)} for name, path in files.items()
         },
@@ -57,10 +57,16 @@ def _of_plans(model: ServedModel) -> dict[str, Any]:
     return found | ({"backend_config": "tensorrt,version-compatible=true"} if wider else {})
 
 
-def _of_onnx(path: Path) -> dict[str, Any]:
-    model = onnx_files.load(path)
-    opsets = {domain or "ai.onnx": version for domain, version in sorted(model.opset_imports.items())}
-    return {"onnx_ir": model.ir_version, "opsets": opsets, "triton": "a release with ONNX Runtime for these opsets"}
+def _of_onnx(model: ServedModel) -> dict[str, Any]:
+    graph = onnx_files.load(model.engine)
+    opsets = {domain or "ai.onnx": version for domain, version in sorted(graph.opset_imports.items())}
+    found = {"onnx_ir": graph.ir_version, "opsets": opsets, "triton": "a release with ONNX Runtime for these opsets"}
+    # From TensorRT 9 on the provider makes strongly typed networks, which compute in the graph's own precisions.
+    return (
+        found
+        if model.at_load is None
+        else found | {"tensorrt": ">=10", "gpu": "any that has the precisions of the graph"}
+    )
 
 
 def read_manifest(version: Path) -> dict[str, Any] | None:

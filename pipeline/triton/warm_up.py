@@ -62,7 +62,7 @@ def warm_ups(model: ServedModel, *, max_batch_size: int) -> tuple[WarmUp, ...]:
 
 def common_profiles(model: ServedModel) -> tuple[Profile, ...]:
     """Return the profiles of the model's TensorRT engines; :func:`pipeline.triton.config.build_config` demands that all have the same."""
-    return next((plan.profiles for _, plan in sorted(model.engines.items())), ())
+    return next((plan.profiles for _, plan in sorted(model.engines.items())), model.at_load or ())
 
 
 def data_file(name: str, values: Array) -> tuple[str, bytes]:

@@ -173,11 +173,12 @@ def test_warm_up_that_the_engine_cannot_run(tmp_path: Path) -> None:
 
 
 def test_every_rule_has_a_mutation() -> None:
+    from test_triton_at_load import MUTATIONS as AT_LOAD
     from test_triton_ensemble import MUTATIONS as OF_ENSEMBLES
     from test_triton_plans import MUTATIONS as OF_PLANS
     from test_triton_serving_keys import MUTATIONS as OF_KEYS
 
-    shown = {rule for rule, _, _ in (*MUTATIONS, *OF_KEYS, *OF_PLANS)} | {rule for rule, _ in OF_ENSEMBLES}
+    shown = {rule for rule, _, _ in (*MUTATIONS, *OF_KEYS, *OF_PLANS, *AT_LOAD)} | {rule for rule, _ in OF_ENSEMBLES}
     assert shown | {"warm-up-runs"} == set(RULES)
 
 

@@ -1,0 +1,130 @@
+"""A GPU's graph published without an engine: the server is to build it. What is written here was run on no GPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from pipeline.build import build
+from pipeline.recipe import parse
+from pipeline.triton.checker import check_repository
+from tests.quantize.graphs import mlp
+from tests.quantize.test_quantize_gptq import correlated
+
+NAME = "tiny-gpu-int8"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("at_load")
+    path, _ = mlp(folder / "m.onnx")
+    np.savez(folder / "data.npz", x=correlated(32, 32).astype(np.float32))
+    recipe = parse(
+        {
+            "name": "tiny",
+            "source": {"onnx": str(path)},
+            "calibration": {"data": str(folder / "data.npz"), "method": "minmax"},
+            "targets": ["cpu", "a100", "a10"],
+            "triton": {"build_at_load": True, "max_batch_size": 16, "gpus": [1]},
+        }
+    )
+    result = build(recipe, folder / "build")
+    assert result.report is not None
+    assert "built-at-load" in {n["code"] for n in result.report["notices"]}
+    return folder / "build"
+
+
+@pytest.fixture
+def repo(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built / "triton", tmp_path / "repo"))
+
+
+def read(repo: Path) -> pb.ModelConfig:
+    return text_format.Parse((repo / NAME / "config.pbtxt").read_text(), pb.ModelConfig())
+
+
+def edit(change: Callable[[pb.ModelConfig], object]) -> Callable[[Path], None]:
+    def apply(repo: Path) -> None:
+        config = read(repo)
+        change(config)
+        (repo / NAME / "config.pbtxt").write_text(text_format.MessageToString(config))
+
+    return apply
+
+
+def accelerator(config: pb.ModelConfig) -> pb.ModelOptimizationPolicy.ExecutionAccelerators.Accelerator:
+    return config.optimization.execution_accelerators.gpu_execution_accelerator[0]
+
+
+def set_key(key: str, value: str) -> Callable[[Path], None]:
+    return edit(lambda c: accelerator(c).parameters.update({key: value}))
+
+
+MUTATIONS: list[tuple[str, str, Callable[[Path], None]]] = [
+    ("accelerator", "error", edit(lambda c: setattr(accelerator(c), "name", "tensorrt_rtx"))),
+    ("accelerator", "error", set_key("trt_fp16_enable", "1")),
+    ("accelerator", "error", edit(lambda c: setattr(c.instance_group[0], "kind", pb.ModelInstanceGroup.KIND_CPU))),
+    ("accelerator-precision", "error", set_key("precision_mode", "INT8")),
+    ("accelerator-profile", "error", set_key("trt_profile_max_shapes", "x:8x32")),
+    ("accelerator-profile", "error", set_key("trt_profile_min_shapes", "x:17x32")),
+    ("accelerator-profile", "error", set_key("trt_profile_opt_shapes", "y:8x32")),
+    (
+        "accelerator-profile",
+        "error",
+        edit(lambda c: [accelerator(c).parameters.pop(f"trt_profile_{end}_shapes") for end in ("min", "opt", "max")]),
+    ),
+]
+
+
+def test_the_graph_of_the_gpus_is_published_beside_the_cpu_s_engine(built: Path, repo: Path) -> None:
+    assert sorted(d.name for d in repo.iterdir()) == ["tiny", NAME]
+    assert check_repository(repo) == []
+    config = read(repo)
+    assert (config.backend, config.max_batch_size) == ("onnxruntime", 16)
+    assert [(g.kind, list(g.gpus)) for g in config.instance_group] == [(pb.ModelInstanceGroup.KIND_GPU, [1])]
+    found = accelerator(config)
+    assert found.name == "tensorrt"
+    assert dict(found.parameters) == {
+        "precision_mode": "FP32",  # no flag: the network is strongly typed, and the graph's own precisions hold
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": f"/tmp/{NAME}.engines",
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": f"/tmp/{NAME}.engines",
+        "trt_profile_min_shapes": "x:1x32",
+        "trt_profile_opt_shapes": "x:8x32",
+        "trt_profile_max_shapes": "x:16x32",
+    }
+    variant = built / "variants/gpu-int8/model.onnx"
+    assert (repo / NAME / "1/model.onnx").read_bytes() == variant.read_bytes()
+    graph = onnx.load(variant, load_external_data=False).graph
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
+    manifest = json.loads((repo / NAME / "1/manifest.json").read_text())
+    assert manifest["requires"]["tensorrt"] == ">=10"
+    (warmup,) = config.model_warmup
+    assert (warmup.name, warmup.batch_size) == ("sample", 8)
+    # The CPU's model has nothing of it.
+    cpu = text_format.Parse((repo / "tiny/config.pbtxt").read_text(), pb.ModelConfig())
+    assert not cpu.HasField("optimization")
+
+
+@pytest.mark.parametrize(("rule", "severity", "mutate"), MUTATIONS, ids=lambda v: v if isinstance(v, str) else "")
+def test_each_mutation_is_found(repo: Path, rule: str, severity: str, mutate: Callable[[Path], None]) -> None:
+    mutate(repo)
+    found = check_repository(repo)
+    assert (rule, severity) in {(p.rule, p.severity) for p in found}, [str(p) for p in found]
+    assert all(p.where and p.message and p.fix for p in found)
+
+
+def test_nothing_of_it_without_the_key(built: Path, tmp_path: Path) -> None:
+    values = json.loads((built / ".stages/recipe.json").read_text())
+    values["triton"]["build_at_load"] = False
+    build(parse(values), tmp_path / "build")
+    assert [d.name for d in (tmp_path / "build/triton").iterdir()] == ["tiny"]
