@@ -16,6 +16,7 @@ from pipeline.quantize.emulate import emulate
 from pipeline.recipe_triton import TritonConfig
 from pipeline.report.summary import HELD_OUT
 from pipeline.triton.checker import check_repository
+from pipeline.triton.ensemble import LABELS, SERVING, front_of, write_ensemble
 from pipeline.triton.gather import BuiltEngine, Gathered, by_capability, gather, largest_batch, plan_of, usual_shapes
 from pipeline.triton.repository import write_repository
 from pipeline.triton.served import ServedModel, onnx_model
@@ -73,15 +74,18 @@ def publish_builds(
             fix="Build a target on its GPU (`python -m pipeline build --target a100`), or the target cpu.",
         )
     lines = []
+    asked = found.recipe.triton.ensemble != "none"
+    front = next(filter(None, (front_of(folder / SERVING) for folder in found.folders)), {}) if asked else {}
     for model, config in _models(found, chosen, split=split):
         folder = write_repository(out, model=model, config=config)
         served = ", ".join(f"{c}: {plan.target}" for c, plan in sorted(model.engines.items())) or "cpu"
         lines.append(f"{folder.name} ({model.backend}; {served})")
-    if found.recipe.triton.ensemble != "none":
+        if front:
+            lines.append(f"{write_ensemble(out, model, config, front)[-1]} (ensemble)")
+    if found.recipe.triton.ensemble != "none" and not front:
         notice(
             "no-ensemble",
-            "Merging builds publishes engines alone: the ensemble that takes texts is left out. It lies in the repository of a "
-            "build of the target cpu (its models NAME_tokenizer, NAME_text and NAME_pooling can be copied).",
+            f"No build kept its tokenizer (the folder {SERVING}), so the ensemble that takes texts is left out. Build one again.",
             where="triton.ensemble",
         )
     if found.recipe.triton.build_at_load:
@@ -103,7 +107,7 @@ def _models(found: Gathered, chosen: Sequence[str], *, split: bool) -> Iterator[
     name = recipe.triton.name or recipe.name
     plans = [e for e in found.engines if e.target.runtime == "tensorrt"]
     others = [e for e in found.engines if e.target.runtime == "onnxruntime"]
-    row, labels = _held_out(found.folders), recipe.triton.labels
+    row, labels = _held_out(found.folders), _labels(found)
     _one_version(plans)
     if split:
         parts = [(f"{name}-{e.target.name}", {e.capability: e}) for e in plans]
@@ -126,6 +130,14 @@ def _one_version(plans: Sequence[BuiltEngine]) -> None:
             where="manifest.json: version",
             fix="Build them with the TensorRT of the Triton release that will serve them.",
         )
+
+
+def _labels(found: Gathered) -> Path | None:
+    """Return the label file that a build kept, or the recipe's; ``None`` without labels."""
+    if found.recipe.triton.labels is None:
+        return None
+    kept = (folder / SERVING / LABELS for folder in found.folders)
+    return next((path for path in kept if path.is_file()), found.recipe.triton.labels)
 
 
 def _held_out(folders: Sequence[Path]) -> Feeds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from engines.tensorrt.build import profiles_for
 from engines.tensorrt.options import BuilderOptions
 from pipeline import model as models
 from pipeline.errors import MissingError, PublishError
-from pipeline.model import sha256
 from pipeline.notices import notice
 from pipeline.sources.export import Exported
 from pipeline.stages.checks import usual_shapes
@@ -22,8 +22,8 @@ from pipeline.stages.engine import Engine
 from pipeline.stages.run import Run
 from pipeline.stages.variants import Variants
 from pipeline.triton.checker import check_repository
-from pipeline.triton.ensemble import write_ensemble
-from pipeline.triton.labels import read_labels
+from pipeline.triton.ensemble import LABELS, SERVING, front_of, tokenizer_files, write_ensemble
+from pipeline.triton.labels import label_text, read_labels
 from pipeline.triton.repository import write_repository
 from pipeline.triton.served import onnx_model
 from pipeline.types import Feeds, TensorInfo
@@ -42,6 +42,7 @@ def publish(run: Run, made: Variants, engines: tuple[Engine, ...], verdicts: dic
     if run.options.until == "validate":
         return None
     name = run.recipe.triton.name or run.recipe.name
+    kept = _keep(run, made)
     built, later = [e for e in engines if e.runs_here], _at_load(run, made, engines)
     reason = _refusal(run, engines, verdicts) or (
         "" if built or later else "no engine that Triton serves was built on this machine"
@@ -54,7 +55,7 @@ def publish(run: Run, made: Variants, engines: tuple[Engine, ...], verdicts: dic
             shutil.rmtree(run.directory / "triton" / folder, ignore_errors=True)
         return None
     try:
-        places = [_repository(run, made.exported, built[0], name)] if built else []
+        places = [_repository(run, made.exported, built[0], name, kept)] if built else []
         places += [_unbuilt(run, made, family, f"{name}-{family}") for family in later]
         return places[0]
     except MissingError as error:
@@ -75,27 +76,46 @@ def _refusal(run: Run, engines: tuple[Engine, ...], verdicts: dict[str, Verdict]
     return ""
 
 
-def _repository(run: Run, exported: Exported, engine: Engine, name: str) -> Path:
+def _repository(run: Run, exported: Exported, engine: Engine, name: str, kept: Path | None) -> Path:
     out = f"triton/{name}"
     inputs = models.inputs(models.load(engine.path))
     row, labels = _row(run, exported, inputs), run.recipe.triton.labels
-    encoder = _encoder(run, exported, inputs)
+    front = front_of(kept) if kept is not None else {}
     # The ensemble's models lie beside the engine's.
     outputs = [out, *(f"triton/{name}_{part}" for part in _parts(run))]
 
     def produce(work: Path) -> None:
         served = onnx_model(engine.path, name=name, threads=run.recipe.threads, row=row, labels=labels)
         write_repository(work / "triton", model=served, config=run.recipe.triton)
-        if encoder is not None:
-            write_ensemble(work / "triton", served, run.recipe.triton, encoder)
+        if front:
+            write_ensemble(work / "triton", served, run.recipe.triton, front)
         _check(work / "triton")
 
-    key = _key(run, name, engine.path, row) | {
-        "threads": run.recipe.threads,
-        "tokenizer": [sha256(file) for file in encoder.tokenizer.files] if encoder is not None else None,
-        "max_length": run.recipe.calibration.max_length if encoder is not None else None,
-    }
+    key = _key(run, name, engine.path, row) | {"threads": run.recipe.threads, "front": front}
     return run.stage("publish", key, outputs, produce).paths[out]
+
+
+def _keep(run: Run, made: Variants) -> Path | None:
+    """Keep in the build directory what serving needs beside engines, so that builds of several machines can be merged anywhere.
+
+    Returns:
+        The folder; ``None`` where nothing is needed.
+    """
+    encoder = _encoder(run, made.exported, models.inputs(models.load(made.canonical.path)))
+    labels = run.recipe.triton.labels
+    files = tokenizer_files(encoder) if encoder is not None else {}
+    if labels is not None:
+        files[LABELS] = label_text(read_labels(labels))
+    if not files:
+        return None
+
+    def produce(work: Path) -> None:
+        for name, text in files.items():
+            (work / SERVING / name).write_text(text, encoding="utf-8")
+
+    outputs = [f"{SERVING}/{name}" for name in sorted(files)]
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return run.stage("publish/kept", {"files": digest}, outputs, produce).paths[outputs[0]].parent
 
 
 def _at_load(run: Run, made: Variants, engines: tuple[Engine, ...]) -> list[str]:

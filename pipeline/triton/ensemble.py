@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,24 @@ _STRING, _FLOAT = np.dtype(np.object_), np.dtype(np.float32)
 TEXT = "TEXT"
 MASK = "attention_mask"
 EMBEDDING = "embedding"
+SERVING = "serving"
+"""In a build directory: what serving needs beside engines."""
+LABELS = "labels.txt"
+_FRONT = ("tokenizer.json", "settings.json")
 MULTIPLE = 8
 """Texts are padded to a multiple of so many tokens, so that requests of nearly one length become one batch."""
 
 
-def write_ensemble(root: Path, model: ServedModel, config: TritonConfig, encoder: Encoder) -> tuple[str, ...]:
+def write_ensemble(
+    root: Path, model: ServedModel, config: TritonConfig, tokenizer_files: Mapping[str, str]
+) -> tuple[str, ...]:
     """Publish what stands in front of ``model`` under ``root``; return the names of the models, the ensemble's last.
 
     Args:
         root: The repository that ``model`` is in.
         model: The engine; it must form batches.
         config: Batching, and which ensemble.
-        encoder: Tokenizer and lengths, as calibration used them.
+        tokenizer_files: What :func:`tokenizer_files` returns of calibration's tokenizer.
 
     Raises:
         PublishError: The model forms no batches, takes a key-value cache, or gives no token vectors to pool.
@@ -61,7 +67,7 @@ def write_ensemble(root: Path, model: ServedModel, config: TritonConfig, encoder
         (model.name, {i.name: i.name for i in model.inputs}, {o.name: o.name for o in model.outputs}),
     ]
     outputs = model.outputs
-    _python_model(root, tokenizer, (texts,), model.inputs, config, "tokenize_text", _tokenizer_files(encoder))
+    _python_model(root, tokenizer, (texts,), model.inputs, config, "tokenize_text", tokenizer_files)
     if config.ensemble == "embedding":
         vectors = _token_vectors(model)
         width = vectors.shape[-1]
@@ -80,6 +86,13 @@ def write_ensemble(root: Path, model: ServedModel, config: TritonConfig, encoder
     return (tokenizer, *((pooling,) if config.ensemble == "embedding" else ()), ensemble)
 
 
+def front_of(folder: Path) -> dict[str, str]:
+    """Return the tokenizer's files that a build kept in its :data:`SERVING` folder; empty where it kept none."""
+    if not all((folder / name).is_file() for name in _FRONT):
+        return {}
+    return {name: (folder / name).read_text(encoding="utf-8") for name in _FRONT}
+
+
 def _python_model(
     root: Path,
     name: str,
@@ -87,7 +100,7 @@ def _python_model(
     outputs: Sequence[TensorInfo],
     config: TritonConfig,
     source: str,
-    texts: dict[str, str],
+    texts: Mapping[str, str],
 ) -> None:
     message = _message(name, inputs, outputs, config)
     message.backend = "python"
@@ -128,7 +141,8 @@ def _token_vectors(model: ServedModel) -> TensorInfo:
     return found
 
 
-def _tokenizer_files(encoder: Encoder) -> dict[str, str]:
+def tokenizer_files(encoder: Encoder) -> dict[str, str]:
+    """Return file name to text of what the tokenizer's model reads: the tokenizer and the lengths that calibration used."""
     tokenizer = encoder.tokenizer
     settings: dict[str, Any] = {
         "inputs": {info.name: str(info.dtype) for info in encoder.fit.inputs},

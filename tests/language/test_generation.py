@@ -16,8 +16,9 @@ from calibrators.data.text import encoder_of
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline.build import BuildResult
 from pipeline.errors import DataError, PublishError, RecipeError
-from pipeline.recipe_triton import TritonConfig, Validation
-from pipeline.triton.ensemble import write_ensemble
+from pipeline.recipe import Validation
+from pipeline.recipe_triton import TritonConfig
+from pipeline.triton.ensemble import tokenizer_files, write_ensemble
 from pipeline.triton.served import onnx_model
 from pipeline.types import TensorInfo, silent
 from pipeline.validation.decoding import Decoder, greedy
@@ -186,4 +187,4 @@ def test_no_ensemble_of_texts_is_published_around_a_cache(
     model = onnx_model(built[0] / "engines/cpu/model.onnx", name="llama")
     encoder = encoder_of(DataSpec(data="texts", tokenizer=llama), model.inputs)
     with pytest.raises(PublishError, match="no client that keeps the model's key-value cache"):
-        write_ensemble(tmp_path, model, TritonConfig(ensemble="text"), encoder)
+        write_ensemble(tmp_path, model, TritonConfig(ensemble="text"), tokenizer_files(encoder))

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from calibrators.data.spec import DataSpec
 from calibrators.data.text import Encoder, encoder_of
 from pipeline.recipe_triton import DynamicBatching, TritonConfig
-from pipeline.triton.ensemble import write_ensemble
+from pipeline.triton.ensemble import tokenizer_files, write_ensemble
 from pipeline.triton.repository import write_repository
 from pipeline.triton.served import ServedModel, onnx_model
 
@@ -56,5 +56,5 @@ def write(folder: Path, kind: str, *, seed: int = 0, delay: int = 0, maximum: in
     batching = DynamicBatching(max_queue_delay_us=delay)
     config = TritonConfig(ensemble=kind, max_batch_size=maximum, dynamic_batching=batching)
     write_repository(folder / "repo", model=served, config=config)
-    write_ensemble(folder / "repo", served, config, encoder(folder / "tokenizer", served))
+    write_ensemble(folder / "repo", served, config, tokenizer_files(encoder(folder / "tokenizer", served)))
     return folder / "repo"

@@ -22,7 +22,7 @@ from calibrators.data.batches import Sample
 from pipeline.errors import PublishError
 from pipeline.recipe_triton import TritonConfig
 from pipeline.triton.checker import check_repository
-from pipeline.triton.ensemble import python_source, write_ensemble
+from pipeline.triton.ensemble import python_source, tokenizer_files, write_ensemble
 from pipeline.triton.served import onnx_model
 from pipeline.triton.twin import write_twin
 
@@ -154,7 +154,7 @@ def test_what_cannot_be_an_ensemble_is_refused(tmp_path: Path, options: dict[str
     from dataclasses import replace
 
     served = onnx_model(ensembles.text_model(tmp_path / "m.onnx"), name="tiny")
-    made = ensembles.encoder(tmp_path / "tokenizer", served)
+    made = tokenizer_files(ensembles.encoder(tmp_path / "tokenizer", served))
     if options["ensemble"] == "embedding":
         served = replace(served, outputs=(replace(served.outputs[0], shape=("batch", 8)),))
     with pytest.raises(PublishError, match=said):

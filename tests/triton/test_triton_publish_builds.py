@@ -9,17 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ensembles
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 from typer.testing import CliRunner
 
+from pipeline import model as models
 from pipeline.build import build
 from pipeline.cli import app
 from pipeline.errors import PublishError
 from pipeline.notices import collecting
 from pipeline.publishing import publish_builds
 from pipeline.recipe import parse
+from pipeline.triton.served import onnx_model
 from tests.quantize.graphs import mlp
 from tests.quantize.test_quantize_gptq import correlated
 
@@ -29,8 +33,6 @@ PROFILE = [{"x": {"min": [1, 32], "opt": [8, 32], "max": [64, 32]}}]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real build for cpu and A100, as far as it gets without the GPU."""
-    import numpy as np
-
     folder = tmp_path_factory.mktemp("finished")
     path, _ = mlp(folder / "m.onnx")
     np.savez(folder / "data.npz", x=correlated(32, 32).astype(np.float32))
@@ -46,15 +48,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "build"
 
 
-def on_gpu(finished: Path, folder: Path, target: str, capability: str, *, data: bytes | None = None) -> Path:
+def on_gpu(
+    finished: Path, folder: Path, target: str, capability: str, *, data: bytes | None = None, profiles: Any = None
+) -> Path:
     """The build directory as the job on one GPU leaves it: the same files, and an engine with TensorRT's manifest."""
     shutil.copytree(finished, folder)
-    shutil.rmtree(folder / "engines" / "cpu")
+    shutil.rmtree(folder / "engines" / "cpu", ignore_errors=True)
     engine = data or f"engine of {target}".encode()
     place = folder / "engines" / target
     place.mkdir(parents=True, exist_ok=True)
     (place / "model.plan").write_bytes(engine)
-    files = sorted((folder / "variants/gpu-int8").glob("model.onnx*"))
+    files = models.files(folder / "variants/gpu-int8/model.onnx")
     manifest = {
         "runtime": "tensorrt",
         "version": "10.13.2.6",
@@ -62,11 +66,11 @@ def on_gpu(finished: Path, folder: Path, target: str, capability: str, *, data: 
         "compute_capability": capability,
         "engine": {"file": "model.plan", "bytes": len(engine), "sha256": hashlib.sha256(engine).hexdigest()},
         "onnx": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files},
-        "options": {"profiles": PROFILE},
+        "options": {"profiles": profiles or PROFILE},
     }
     write(place / "manifest.json", manifest)
     change(folder / "report.json", lambda r: r["targets"][target].update(status="built"))
-    change(folder / "report.json", lambda r: r["targets"]["cpu"].update(status="skipped"))
+    change(folder / "report.json", lambda r: r["targets"].get("cpu", {}).update(status="skipped"))
     return folder
 
 
@@ -230,3 +234,50 @@ def test_an_rtx_engine_is_left_out_and_said_so(finished: Path, tmp_path: Path) -
         publish_builds([copy], tmp_path / "repository")
     assert [n.code for n in notices if n.code == "not-served"] == ["not-served"]
     assert [d.name for d in (tmp_path / "repository").iterdir()] == ["tiny"]
+
+
+def test_merged_engines_keep_the_ensemble_and_a_real_warm_up(tmp_path: Path) -> None:
+    """The machine that merges has neither the tokenizer nor the data: the builds kept what serving needs."""
+    tokenizer, source = tmp_path / "source/tokenizer", tmp_path / "source"
+    model = ensembles.text_model(source / "m.onnx")
+    ensembles.encoder(tokenizer, onnx_model(model, name="tiny"))
+    (source / "texts.txt").write_text("the cat sat on the mat\na cat\n" * 8)
+    recipe = parse(
+        {
+            "name": "tiny",
+            "source": {"onnx": str(model)},
+            "calibration": {"data": str(source / "texts.txt"), "tokenizer": str(tokenizer), "max_length": 16},
+            "policy": {"preset": "int8"},
+            "targets": ["a100"],
+            "validate": {"data": str(source / "texts.txt"), "tokenizer": str(tokenizer), "latency": False},
+            "triton": {"ensemble": "embedding", "max_batch_size": 8},
+        }
+    )
+    build(recipe, tmp_path / "build")
+    profiles = [{n: {"min": [1, 1], "opt": [8, 8], "max": [8, 16]} for n in ("input_ids", "attention_mask")}]
+    a100 = on_gpu(tmp_path / "build", tmp_path / "a100", "a100", "8.0", profiles=profiles)
+    shutil.rmtree(source)
+    shutil.rmtree(tmp_path / "build")
+    out = tmp_path / "repository"
+    with collecting() as notices:
+        found = publish_builds([a100], out)
+    assert "no-ensemble" not in {n.code for n in notices}
+    assert sorted(d.name for d in out.iterdir()) == ["tiny", "tiny_pooling", "tiny_text", "tiny_tokenizer"]
+    assert "tiny_text (ensemble)" in found.summary
+    assert [s.model_name for s in config(out / "tiny_text").ensemble_scheduling.step] == [
+        "tiny_tokenizer",
+        "tiny",
+        "tiny_pooling",
+    ]
+    settings = json.loads((out / "tiny_tokenizer/1/settings.json").read_text())
+    assert (settings["max_length"], sorted(settings["inputs"])) == (16, ["attention_mask", "input_ids"])
+    (warmup,) = config(out / "tiny").model_warmup
+    kept = out / "tiny/warmup" / warmup.inputs["input_ids"].input_data_file
+    # "the cat sat on the mat" of the tokenizer: words 2 to 7.
+    assert np.frombuffer(kept.read_bytes(), "<i8")[:6].tolist() == [2, 3, 4, 5, 2, 7]
+    # A build of before kept nothing: engines alone, and a notice.
+    shutil.rmtree(a100 / "serving")
+    with collecting() as notices:
+        publish_builds([a100], tmp_path / "alone")
+    assert "no-ensemble" in {n.code for n in notices}
+    assert [d.name for d in (tmp_path / "alone").iterdir()] == ["tiny"]
