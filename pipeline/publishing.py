@@ -85,7 +85,7 @@ def publish_builds(
     if found.recipe.triton.ensemble != "none" and not front:
         notice(
             "no-ensemble",
-            f"No build kept its tokenizer (the folder {SERVING}), so the ensemble that takes texts is left out. Build one again.",
+            f"No build kept its tokenizer or preprocessing (the folder {SERVING}), so the ensemble is left out. Build one again.",
             where="triton.ensemble",
         )
     if found.recipe.triton.build_at_load:

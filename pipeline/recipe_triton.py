@@ -84,5 +84,5 @@ class TritonConfig(Section):
     """Answer a request that was answered before from memory; the server needs ``--cache-config=local,size=BYTES``."""
     labels: Path | None = None
     """Text file with the name of a class on each line, for clients that ask for a classification."""
-    ensemble: Literal["none", "text", "embedding"] = "none"
-    """``text`` also publishes ``<name>_text``, which takes texts: a tokenizer (calibration's) and the model. ``embedding`` ends in the mean of the token vectors, of length 1. The server's Python needs ``tokenizers``."""
+    ensemble: Literal["none", "text", "embedding", "image"] = "none"
+    """``text`` also publishes ``<name>_text``, which takes texts: a tokenizer (calibration's) and the model. ``embedding`` ends in the mean of the token vectors, of length 1. The server's Python needs ``tokenizers``. ``image`` publishes ``<name>_image``, which takes the bytes of pictures: calibration's preprocessing and the model; it needs ``pillow``."""

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calibrators.data import pixels
 from calibrators.data.arrays import natural
 from calibrators.data.batches import Sample
 from calibrators.data.fit import Fit, Shape, shown
+from calibrators.data.pixels import DEEP
 from calibrators.data.preprocessing import Preprocessing
 from pipeline.errors import DataError, MissingError
 from pipeline.model import sha256
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-_DEEP = ("I", "F")
-"""Pillow modes of more than 8 bits a channel (``I;16`` and the like begin with ``I``); converting them clips."""
 
 
 def in_turns(files: Sequence[Path]) -> list[Path]:
@@ -79,17 +79,12 @@ class ImageSamples:
             yield Sample(where=str(file), feeds={self._input.name: self._converted(array, file)}, kind=kind)
 
     def _converted(self, array: Array, file: Path) -> Array:
-        dtype = self._input.dtype
-        if dtype.kind == "f":
-            return array.astype(dtype, copy=False)
-        limits = np.iinfo(dtype)
-        if array.min() < limits.min or array.max() > limits.max or np.any(array != np.rint(array)):
+        try:
+            return pixels.converted(array, self._input.dtype)
+        except ValueError as error:
             raise DataError(
-                f"The preprocessing makes fractions or values that the model's {dtype} input cannot hold.",
-                where=str(file),
-                fix="Set scale: 1, mean: 0 and std: 1 in the preprocessing.",
-            )
-        return array.astype(dtype)
+                str(error), where=str(file), fix="Set scale: 1, mean: 0 and std: 1 in the preprocessing."
+            ) from error
 
     def digest(self) -> str:
         """Return the SHA-256 of the pictures and of the preprocessing."""
@@ -117,7 +112,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         raise MissingError("Reading pictures needs Pillow.", where=str(file), fix="pip install '.[images]'") from error
     try:
         with Image.open(file) as image:
-            if image.mode.startswith(_DEEP):
+            if image.mode.startswith(DEEP):
                 raise DataError(
                     f"The picture has more than 8 bits a channel (mode {image.mode}), which Pillow would clip.",
                     where=str(file),

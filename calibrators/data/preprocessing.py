@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from calibrators.data import pixels
+from calibrators.data.pixels import INTERPOLATIONS
 from pipeline.errors import DataError
 from pipeline.types import Array
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 
 Pixels = Annotated[int, Field(ge=1, le=16384)]
 Size = Pixels | tuple[Pixels, Pixels]
-_INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""In the order of Pillow's ``Resampling`` codes, which ``preprocessor_config.json`` stores."""
 
 
 class Preprocessing(BaseModel):
@@ -65,15 +65,7 @@ class Preprocessing(BaseModel):
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Return ``(width, height)`` after resizing a picture of that size."""
-        if self.size is None:
-            return width, height
-        if isinstance(self.size, tuple):
-            return self.size[1], self.size[0]
-        if self.resize == "exact":
-            return self.size, self.size
-        short, long = min(width, height), max(width, height)
-        other = max(1, int(self.size * long / short))
-        return (self.size, other) if width <= height else (other, self.size)
+        return pixels.resized(self.model_dump(), width, height)
 
     def shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Return the shape of the array for a picture of that size, without the batch axis."""
@@ -84,35 +76,7 @@ class Preprocessing(BaseModel):
 
     def apply(self, image: Image.Image) -> Array:
         """Return the picture as a float32 array ``[channels, height, width]`` or ``[height, width, channels]``."""
-        from PIL import Image as pil  # noqa: N813
-
-        image = image.convert("L" if self.channels == "gray" else "RGB")
-        target = self.resized(image.width, image.height)
-        if target != image.size:
-            image = image.resize(target, pil.Resampling(_INTERPOLATIONS.index(self.interpolation)))
-        pixels = np.asarray(image, np.float32)
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        pixels = pixels[..., ::-1] if self.channels == "bgr" else pixels
-        if self.crop is not None:
-            pixels = _centre(pixels, self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop))
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        values: Array = (pixels * np.float32(self.scale) - mean) / std
-        return np.ascontiguousarray(values.transpose(2, 0, 1) if self.layout == "nchw" else values, np.float32)
-
-
-def _centre(pixels: Array, size: tuple[int, int]) -> Array:
-    """Return the centre of ``[height, width, channels]``, padded with zeros where it is smaller."""
-    for axis, want in enumerate(size):
-        have = pixels.shape[axis]
-        if have < want:
-            before = (want - have + 1) // 2  # as transformers.image_transforms.center_crop rounds
-            width = [(0, 0)] * 3
-            width[axis] = (before, want - have - before)
-            pixels = np.pad(pixels, width)
-        else:
-            start = (have - want) // 2
-            pixels = pixels[start : start + want] if axis == 0 else pixels[:, start : start + want]
-    return pixels
+        return pixels.to_array(self.model_dump(), image)
 
 
 def preprocessing(values: dict[str, Any] | None, folder: Path | None, where: str) -> Preprocessing:
@@ -181,9 +145,9 @@ def _from_huggingface(path: Path) -> dict[str, Any]:
 
 def _resize(config: dict[str, Any], file: Path) -> dict[str, Any]:
     code = config.get("resample", 2)
-    if code not in range(len(_INTERPOLATIONS)):
+    if code not in range(len(INTERPOLATIONS)):
         raise DataError(f"resample {code!r} is no Pillow filter.", where=str(file))
-    found: dict[str, Any] = {"interpolation": _INTERPOLATIONS[code]}
+    found: dict[str, Any] = {"interpolation": INTERPOLATIONS[code]}
     size = config.get("size")
     edge = size.get("shortest_edge") if isinstance(size, dict) else size
     if config.get("crop_pct") and isinstance(edge, int):  # ConvNeXT: resize a little larger, then crop to the edge

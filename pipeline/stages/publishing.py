@@ -9,8 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from calibrators.data.preprocessing import preprocessing
 from calibrators.data.spec import DataSpec
-from calibrators.data.text import Encoder, encoder_of
+from calibrators.data.text import encoder_of
 from engines.tensorrt.build import profiles_for
 from engines.tensorrt.options import BuilderOptions
 from pipeline import model as models
@@ -22,7 +23,15 @@ from pipeline.stages.engine import Engine
 from pipeline.stages.run import Run
 from pipeline.stages.variants import Variants
 from pipeline.triton.checker import check_repository
-from pipeline.triton.ensemble import LABELS, SERVING, front_of, tokenizer_files, write_ensemble
+from pipeline.triton.ensemble import (
+    LABELS,
+    SERVING,
+    ensemble_parts,
+    front_of,
+    preprocessing_files,
+    tokenizer_files,
+    write_ensemble,
+)
 from pipeline.triton.labels import label_text, read_labels
 from pipeline.triton.repository import write_repository
 from pipeline.triton.served import onnx_model
@@ -51,7 +60,11 @@ def publish(run: Run, made: Variants, engines: tuple[Engine, ...], verdicts: dic
         notice("not-published", f"Nothing was published: {reason}.")
         # What an earlier run published must not be taken for this build.
         unbuilt = (f"{name}-{family}" for family in run.families)
-        for folder in (name, *(f"{name}_{part}" for part in ("tokenizer", "pooling", "text")), *unbuilt):
+        for folder in (
+            name,
+            *(f"{name}_{part}" for part in ("tokenizer", "pooling", "text", "preprocessing", "image")),
+            *unbuilt,
+        ):
             shutil.rmtree(run.directory / "triton" / folder, ignore_errors=True)
         return None
     try:
@@ -82,7 +95,7 @@ def _repository(run: Run, exported: Exported, engine: Engine, name: str, kept: P
     row, labels = _row(run, exported, inputs), run.recipe.triton.labels
     front = front_of(kept) if kept is not None else {}
     # The ensemble's models lie beside the engine's.
-    outputs = [out, *(f"triton/{name}_{part}" for part in _parts(run))]
+    outputs = [out, *(f"triton/{name}_{part}" for part in ensemble_parts(run.recipe.triton))]
 
     def produce(work: Path) -> None:
         served = onnx_model(engine.path, name=name, threads=run.recipe.threads, row=row, labels=labels)
@@ -101,9 +114,7 @@ def _keep(run: Run, made: Variants) -> Path | None:
     Returns:
         The folder; ``None`` where nothing is needed.
     """
-    encoder = _encoder(run, made.exported, models.inputs(models.load(made.canonical.path)))
-    labels = run.recipe.triton.labels
-    files = tokenizer_files(encoder) if encoder is not None else {}
+    files, labels = _front(run, made), run.recipe.triton.labels
     if labels is not None:
         files[LABELS] = label_text(read_labels(labels))
     if not files:
@@ -189,18 +200,16 @@ def _first_row(batch: Feeds, inputs: tuple[TensorInfo, ...]) -> Feeds:
     return batch if fixed else {name: values[:1] for name, values in batch.items()}
 
 
-def _parts(run: Run) -> tuple[str, ...]:
-    return {"none": (), "text": ("tokenizer", "text"), "embedding": ("tokenizer", "pooling", "text")}[
-        run.recipe.triton.ensemble
-    ]
-
-
-def _encoder(run: Run, exported: Exported, inputs: tuple[TensorInfo, ...]) -> Encoder | None:
-    """Return calibration's tokenizer for an ensemble that takes texts."""
-    if run.recipe.triton.ensemble == "none":
-        return None
-    section = run.recipe.calibration
-    tokenizer = section.tokenizer if section.tokenizer is not None else exported.folder
+def _front(run: Run, made: Variants) -> dict[str, str]:
+    """Return the files of what an ensemble has in front of the model: calibration's tokenizer or preprocessing."""
+    kind, section = run.recipe.triton.ensemble, run.recipe.calibration
+    if kind == "none":
+        return {}
+    inputs = models.inputs(models.load(made.canonical.path))
+    if kind == "image":
+        folder = section.tokenizer or made.exported.folder
+        return preprocessing_files(preprocessing(section.preprocessing, folder, "triton.ensemble"), inputs)
+    tokenizer = section.tokenizer if section.tokenizer is not None else made.exported.folder
     if tokenizer is None:
         raise PublishError(
             "An ensemble of texts needs a tokenizer.",
@@ -208,4 +217,4 @@ def _encoder(run: Run, exported: Exported, inputs: tuple[TensorInfo, ...]) -> En
             fix="Set calibration.tokenizer to the model's folder or tokenizer.json.",
         )
     spec = DataSpec(data="triton.ensemble", tokenizer=Path(tokenizer), max_length=section.max_length)
-    return encoder_of(spec, inputs)
+    return tokenizer_files(encoder_of(spec, inputs))

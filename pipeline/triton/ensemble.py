@@ -1,4 +1,4 @@
-"""Text in front of a model: a tokenizer, perhaps pooling, and the ensemble that joins them with the engine."""
+"""Text or pictures in front of a model: a tokenizer or preprocessing, perhaps pooling, and the ensemble that joins them with the engine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from calibrators.data.preprocessing import Preprocessing
 from calibrators.data.text import Encoder
 from pipeline import kv_cache
 from pipeline.errors import PublishError
@@ -21,26 +22,25 @@ from pipeline.types import TensorInfo
 
 _STRING, _FLOAT = np.dtype(np.object_), np.dtype(np.float32)
 TEXT = "TEXT"
+IMAGE = "IMAGE"
 MASK = "attention_mask"
 EMBEDDING = "embedding"
 SERVING = "serving"
 """In a build directory: what serving needs beside engines."""
 LABELS = "labels.txt"
-_FRONT = ("tokenizer.json", "settings.json")
+_FRONTS = (("tokenizer.json", "settings.json"), ("preprocessing.json", "pixels.py"))
 MULTIPLE = 8
 """Texts are padded to a multiple of so many tokens, so that requests of nearly one length become one batch."""
 
 
-def write_ensemble(
-    root: Path, model: ServedModel, config: TritonConfig, tokenizer_files: Mapping[str, str]
-) -> tuple[str, ...]:
+def write_ensemble(root: Path, model: ServedModel, config: TritonConfig, front: Mapping[str, str]) -> tuple[str, ...]:
     """Publish what stands in front of ``model`` under ``root``; return the names of the models, the ensemble's last.
 
     Args:
         root: The repository that ``model`` is in.
         model: The engine; it must form batches.
         config: Batching, and which ensemble.
-        tokenizer_files: What :func:`tokenizer_files` returns of calibration's tokenizer.
+        front: What :func:`tokenizer_files` or :func:`preprocessing_files` returns of what calibration used.
 
     Raises:
         PublishError: The model forms no batches, takes a key-value cache, or gives no token vectors to pool.
@@ -50,7 +50,7 @@ def write_ensemble(
         isinstance(i.shape[0], int) for i in (*model.inputs, *model.outputs) if i.shape
     ):
         raise PublishError(
-            "An ensemble of texts needs a model that forms batches.",
+            "An ensemble needs a model that forms batches.",
             where="triton.ensemble",
             fix="Export the model with a dynamic batch dimension and set triton.max_batch_size, or set triton.ensemble: none.",
         )
@@ -60,37 +60,51 @@ def write_ensemble(
             where="triton.ensemble",
             fix="Set triton.ensemble: none, or export the model without source.kv_cache.",
         )
-    tokenizer, pooling, ensemble = (f"{model.name}_{part}" for part in ("tokenizer", "pooling", "text"))
-    texts = TensorInfo(name=TEXT, dtype=_STRING, shape=("batch", 1))
+    parts = [f"{model.name}_{part}" for part in ensemble_parts(config)]
+    first, ensemble = parts[0], parts[-1]
+    name, source = (IMAGE, "preprocess_image") if config.ensemble == "image" else (TEXT, "tokenize_text")
+    asked = TensorInfo(name=name, dtype=_STRING, shape=("batch", 1))
     steps: list[tuple[str, dict[str, str], dict[str, str]]] = [
-        (tokenizer, {TEXT: TEXT}, {i.name: i.name for i in model.inputs}),
+        (first, {name: name}, {i.name: i.name for i in model.inputs}),
         (model.name, {i.name: i.name for i in model.inputs}, {o.name: o.name for o in model.outputs}),
     ]
     outputs = model.outputs
-    _python_model(root, tokenizer, (texts,), model.inputs, config, "tokenize_text", tokenizer_files)
+    _python_model(root, first, (asked,), model.inputs, config, source, front)
     if config.ensemble == "embedding":
         vectors = _token_vectors(model)
         width = vectors.shape[-1]
         outputs = (TensorInfo(name=EMBEDDING, dtype=_FLOAT, shape=("batch", width)),)
         mask = next(i for i in model.inputs if i.name == MASK)
+        pooling = parts[1]
         _python_model(root, pooling, (vectors, mask), outputs, config, "pool_tokens", {})
         steps[1] = (steps[1][0], steps[1][1], {vectors.name: vectors.name})
         steps.append((pooling, {vectors.name: vectors.name, MASK: MASK}, {EMBEDDING: EMBEDDING}))
-    message = _message(ensemble, (texts,), outputs, config)
+    message = _message(ensemble, (asked,), outputs, config)
     message.platform = "ensemble"
     for name, given, made in steps:
         step = message.ensemble_scheduling.step.add(model_name=name, model_version=-1)
         step.input_map.update(given)
         step.output_map.update(made)
     publish_version(root, ensemble, to_text(message), {})
-    return (tokenizer, *((pooling,) if config.ensemble == "embedding" else ()), ensemble)
+    return tuple(parts)
+
+
+def ensemble_parts(config: TritonConfig) -> tuple[str, ...]:
+    """Return what stands behind the model's name and ``_`` in the names of an ensemble's models, the ensemble's last."""
+    return {
+        "none": (),
+        "text": ("tokenizer", "text"),
+        "embedding": ("tokenizer", "pooling", "text"),
+        "image": ("preprocessing", "image"),
+    }[config.ensemble]
 
 
 def front_of(folder: Path) -> dict[str, str]:
-    """Return the tokenizer's files that a build kept in its :data:`SERVING` folder; empty where it kept none."""
-    if not all((folder / name).is_file() for name in _FRONT):
-        return {}
-    return {name: (folder / name).read_text(encoding="utf-8") for name in _FRONT}
+    """Return the files of the tokenizer or preprocessing that a build kept in its :data:`SERVING` folder; empty without."""
+    for names in _FRONTS:
+        if all((folder / name).is_file() for name in names):
+            return {name: (folder / name).read_text(encoding="utf-8") for name in names}
+    return {}
 
 
 def _python_model(
@@ -156,4 +170,27 @@ def tokenizer_files(encoder: Encoder) -> dict[str, str]:
     return {
         "settings.json": json.dumps(settings, indent=1, sort_keys=True) + "\n",
         "tokenizer.json": tokenizer.to_json(),
+    }
+
+
+def preprocessing_files(how: Preprocessing, inputs: Sequence[TensorInfo]) -> dict[str, str]:
+    """Return file name to text of what the preprocessing's model reads: calibration's own code and its settings.
+
+    Raises:
+        PublishError: The model takes something else than one picture.
+    """
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].dtype.kind not in "fiu":
+        raise PublishError(
+            "An ensemble of pictures needs a model with one input of 4 dimensions.",
+            where="triton.ensemble: image",
+            fix="Set triton.ensemble: none.",
+        )
+    values = {
+        "preprocessing": how.model_dump(mode="json"),
+        "input": inputs[0].name,
+        "dtype": str(inputs[0].dtype),
+    }
+    return {
+        "preprocessing.json": json.dumps(values, indent=1, sort_keys=True) + "\n",
+        "pixels.py": resources.files("calibrators.data").joinpath("pixels.py").read_text(encoding="utf-8"),
     }

@@ -59,7 +59,7 @@ def find_server(environment: Path | None = None) -> Installation:
             "There is no tritonserver on this machine.",
             where=f"PATH; {named}",
             fix="Run this in Triton's container, or get the server that a wheel carries (Python 3.8 to 3.13, Linux): "
-            "python3 -m venv .venv-triton && .venv-triton/bin/pip install nvidia-pytriton==0.7.0 'numpy<2' onnxruntime tokenizers",
+            "python3 -m venv .venv-triton && .venv-triton/bin/pip install nvidia-pytriton==0.7.0 'numpy<2' onnxruntime tokenizers pillow",
         )
     return Installation(binary=found[0].resolve(), environment=named.resolve())
 

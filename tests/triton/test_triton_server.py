@@ -1,7 +1,7 @@
 """A real tritonserver on loopback: what it answers, how it batches, and what it refuses, beside our checker.
 
 Needs the server of a wheel: ``python3 -m venv .venv-triton && .venv-triton/bin/pip install nvidia-pytriton==0.7.0 'numpy<2'
-onnxruntime tokenizers``, then ``pytest -m server``.
+onnxruntime tokenizers pillow``, then ``pytest -m server``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from pathlib import Path
 import ensembles
 import numpy as np
 import pytest
+import test_triton_image_ensemble
 import test_triton_serving_keys as serving_keys
 import tritonclient.grpc as grpc
 from test_triton_ensemble import MUTATIONS
 from triton_models import tokens_model
 
+from calibrators.data.open import open_data
+from calibrators.data.spec import DataSpec
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline.errors import MissingError, PublishError
 from pipeline.recipe_triton import TritonConfig
@@ -35,6 +38,7 @@ from pipeline.triton.rollback import rollback
 from pipeline.triton.served import onnx_model
 from pipeline.triton.server import Installation, Server, find_server
 from pipeline.triton.twin import write_twin
+from pipeline.types import TensorInfo
 
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("default")]
 IDS = np.array([[2, 3, 4, 5, 2, 7], [6, 3, 0, 0, 0, 0]], np.int64)
@@ -259,6 +263,29 @@ def test_a_warm_up_with_a_real_sample_runs_and_one_that_is_broken_is_refused(
             Server(write_twin(repo, tmp_path / "twin"), installation) as running,
         ):
             running.wait_until_ready(30)
+
+
+def test_pictures_become_scores(tmp_path: Path, installation: Installation) -> None:
+    repo = test_triton_image_ensemble.built(tmp_path)
+    files = sorted((tmp_path / "pictures").iterdir())[:4]
+    inputs = (TensorInfo(name="pixels", dtype=np.dtype(np.float32), shape=("batch", 3, 8, 8)),)
+    spec = DataSpec(data=str(tmp_path / "pictures"), preprocessing=test_triton_image_ensemble.HOW, batch_size=4)
+    with OnnxRuntimeRunner(repo / "eye/1/model.onnx") as engine:
+        want = engine.infer(next(iter(open_data(spec, inputs))))["scores"]
+    with serving(repo, installation=installation) as server:
+        client = grpc.InferenceServerClient(server.grpc_url)
+        asked = grpc.InferInput("IMAGE", [4, 1], "BYTES")
+        asked.set_data_from_numpy(np.array([[file.read_bytes()] for file in files], object))
+        found = client.infer("eye_image", [asked]).as_numpy("scores")
+        asked = grpc.InferInput("IMAGE", [1, 1], "BYTES")
+        asked.set_data_from_numpy(np.array([[b"no picture"]], object))
+        with pytest.raises(grpc.InferenceServerException, match="cannot be read"):
+            client.infer("eye_image", [asked])
+        client.close()
+    # JPEG decoders of two Pillow builds may differ in the last bit of a pixel.
+    np.testing.assert_allclose(found, want, atol=0.02)
+    exact = [index for index, file in enumerate(files) if file.suffix != ".jpg"]
+    np.testing.assert_array_equal(found[exact], want[exact])
 
 
 def wait_for(make, holds, seconds: float = 30.0):  # type: ignore[no-untyped-def]
