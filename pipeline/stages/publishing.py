@@ -196,7 +196,7 @@ def _row(run: Run, exported: Exported, inputs: tuple[TensorInfo, ...]) -> Feeds:
 
 def _first_row(batch: Feeds, inputs: tuple[TensorInfo, ...]) -> Feeds:
     """Return one sample of a batch, or all of it where the model's batch is fixed."""
-    fixed = any(info.shape and isinstance(info.shape[0], int) for info in inputs)
+    fixed = any(not info.shape or isinstance(info.shape[0], int) for info in inputs)
     return batch if fixed else {name: values[:1] for name, values in batch.items()}
 
 
