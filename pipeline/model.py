@@ -297,10 +297,39 @@ def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
     elif tensor.HasField("raw_data"):
         given = len(tensor.raw_data)
     else:
+        _check_values(tensor, ir.DataType(tensor.data_type), where)
         return
     if given != wanted:
         raise ModelError(
             f"A tensor of {wanted} bytes by its shape has {given} bytes of data.",
+            where=where,
+            fix="Copy or export the model again; it may be truncated.",
+        )
+
+
+_FIELDS = {
+    ir.DataType.FLOAT: "float_data",
+    ir.DataType.COMPLEX64: "float_data",
+    ir.DataType.DOUBLE: "double_data",
+    ir.DataType.COMPLEX128: "double_data",
+    ir.DataType.INT64: "int64_data",
+    ir.DataType.UINT32: "uint64_data",
+    ir.DataType.UINT64: "uint64_data",
+    ir.DataType.STRING: "string_data",
+}
+"""Where a tensor's values are if they are not raw bytes; the other types' are in ``int32_data``."""
+
+
+def _check_values(tensor: onnx.TensorProto, dtype: ir.DataType, where: str) -> None:
+    """Refuse a tensor whose list of values is not as long as its shape says."""
+    elements = math.prod(tensor.dims)
+    wanted = 2 * elements if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128) else elements
+    if dtype is not ir.DataType.STRING and dtype.bitwidth in (2, 4):  # several share a number
+        wanted = math.ceil(elements * dtype.bitwidth / 8)
+    given = len(getattr(tensor, _FIELDS.get(dtype, "int32_data")))
+    if given != wanted:
+        raise ModelError(
+            f"A tensor of {wanted} values by its shape has {given}.",
             where=where,
             fix="Copy or export the model again; it may be truncated.",
         )

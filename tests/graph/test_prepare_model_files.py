@@ -103,6 +103,20 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.onnx"]
 
 
+@pytest.mark.parametrize("code", [c for c in onnx.TensorProto.DataType.values() if c != onnx.TensorProto.UNDEFINED])
+def test_a_list_of_values_is_as_long_as_its_shape_says(tmp_path: Path, code: int) -> None:
+    proto = linear()
+    try:
+        tensor = onnx.helper.make_tensor("t", code, [6], ["a"] * 6 if code == onnx.TensorProto.STRING else [1] * 6)
+    except (KeyError, TypeError, ValueError):
+        pytest.skip("onnx makes no such tensor")
+    proto.graph.initializer.append(tensor)
+    files.load(save(proto, tmp_path))
+    proto.graph.initializer[-1].dims[:] = [60]
+    with pytest.raises(ModelError, match="by its shape has"):
+        files.load(save(proto, tmp_path, "short.onnx"))
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
 def test_random_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
