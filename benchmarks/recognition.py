@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from benchmarks import peers
@@ -62,6 +63,7 @@ def main() -> None:
     canonical = given.work / f"{given.model.stem}.canonical.onnx"
     if "ort" in known:
         prepare(given.model, canonical)
+        onnx.save(onnx.load(canonical), canonical)  # weights inside: its tool looks for them beside its own output
     for name in PEERS:
         peer = peers.PEERS[name]
         if given.only not in peer.title:
