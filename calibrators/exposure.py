@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 
 from pipeline.errors import DataError, ModelError
-from pipeline.model import location, read_proto
+from pipeline.model import read_proto
+from pipeline.stored_tensors import location
 from pipeline.types import Array
 
 _REARRANGING = frozenset({"Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from pipeline.model import nbytes, tensors
+from pipeline.stored_tensors import nbytes, tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,7 @@ class Inserter:
         self.pairs: dict[tuple[str, QuantSpec], tuple[ir.Value, ir.Value]] = {}
         self.weights: dict[tuple[str, bytes, int | None], ir.Value] = {}
         self.tables: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self.packed: dict[tuple[str, QuantSpec, int | None], tuple[ir.Value, ir.Value]] = {}
         self._sites = sites(model, plan)
 
     def run(self, progress: Progress = silent) -> None:
@@ -161,13 +162,14 @@ class Inserter:
         value, made_from = node.inputs[what.weight], node.inputs[0]
         assert value is not None
         assert made_from is not None
-        key = value.name or ""
-        if key not in self.tables:
-            tensor, scales = nbits.packed(weight, spec, f"{key}_quantized")
-            self.tables[key] = self.initializer(f"{key}_quantized", tensor), self.constant(f"{key}_scale", scales)
+        base = value.name or ""
+        key = base, spec, what.channel_axis
+        if key not in self.packed:
+            tensor, scales = nbits.packed(weight, spec, f"{base}_quantized")
+            self.packed[key] = self.initializer(f"{base}_quantized", tensor), self.constant(f"{base}_scale", scales)
         form = nbits.attributes(weight, spec)
         bias, added = nbits.bias_of(node, what, form["N"])
-        inputs = [made_from, *self.tables[key], *([None, None, bias] if bias is not None else [])]
+        inputs = [made_from, *self.packed[key], *([None, None, bias] if bias is not None else [])]
         name = node.name or ""
         product = ir.Node(
             nbits.DOMAIN,

@@ -20,6 +20,8 @@ F64 = npt.NDArray[np.float64]
 
 POSITIONS = 256
 """Output positions of a convolution that are seen of each sample, evenly spread: neighbours are much alike."""
+MOST_TAPPED = 16
+"""Feature maps read in one pass over the data: a batch of all of them is in memory at once."""
 
 
 class Tap:

@@ -184,6 +184,13 @@ def product(node: ir.Node) -> Product | None:
     return Product(node=node, what=what, reading=reading, shape=shape)
 
 
+def product_of(node: ir.Node) -> Product:
+    """Return the product of a node that is known to have one."""
+    found = product(node)
+    assert found is not None
+    return found
+
+
 def _window(node: ir.Node, shape: tuple[int, ...]) -> Window:
     axes = len(shape) - 2
     same = node.attributes.get("auto_pad")

@@ -21,7 +21,7 @@ from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.fake import nearest
 from pipeline.quantize.gptq import gptq, refine
-from pipeline.quantize.moments import F64, Moments, Tap, second_moments
+from pipeline.quantize.moments import F64, MOST_TAPPED, Moments, Tap, second_moments
 from pipeline.quantize.products import Product, Reading, product
 from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, block_scales, channel_scales, lowest
 from pipeline.types import Feeds, Progress, QuantDType, QuantSpec, silent
@@ -110,9 +110,6 @@ def read_index(folder: Path) -> dict[str, str]:
 
 
 _Wanted = dict[tuple[str, Reading], list[tuple[Product, QuantSpec]]]
-
-MOST_TAPPED = 16
-"""Tensors read in one pass over the data: a batch of all of them is in memory at once."""
 
 
 def _wanted(model: ir.Model, plan: PrecisionPlan) -> _Wanted:

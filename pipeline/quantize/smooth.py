@@ -17,7 +17,7 @@ import onnx_ir as ir
 from pipeline import model as models
 from pipeline.graph.operands import output_bias
 from pipeline.quantize.absorb import Absorption, Kind, Place, absorption
-from pipeline.quantize.products import Product, product
+from pipeline.quantize.products import Product, product_of
 from pipeline.quantize.smoothing import F32, Smoothing
 from pipeline.quantize.upstream import gain, is_norm, upstream
 from pipeline.types import Array
@@ -144,7 +144,7 @@ class _Applier:
     def _into_projection(self, gemm: ir.Node, smoothing: Smoothing) -> None:
         """Give a GEMM's output channels the shift and scale: ``(x @ W + b - z) / s``."""
         inverse = _inverse(smoothing.scale)
-        made = _product(gemm)
+        made = product_of(gemm)
         self._scaled(made, made.by_output(inverse))
         place = output_bias(gemm, len(inverse))
         if place is not None:
@@ -167,7 +167,7 @@ class _Applier:
     def _into(self, place: Place, scale: F32, shift: F32) -> None:
         node, inverse = place.node, _inverse(scale)
         if place.kind is Kind.CONVOLUTION:
-            made = _product(node)
+            made = product_of(node)
             self._scaled(made, made.by_output(inverse))
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             if bias is not None or shift.any():
@@ -199,7 +199,7 @@ class _Applier:
         node.replace_input_with(place.index, self._constant(f"{value.name}_smoothed", moved.reshape(along), value))
 
     def _weight(self, node: ir.Node, smoothing: Smoothing) -> None:
-        made = _product(node)
+        made = product_of(node)
         if smoothing.shifted:
             weight, shifts = made.weight(), smoothing.shift[made.channels]
             self._behind(node, (shifts[:, None] @ weight).reshape(-1))
@@ -249,7 +249,7 @@ class _Applier:
 
     def _beside(self, node: ir.Node, smoothed: ir.Value, outliers: tuple[int, ...]) -> None:
         """Compute the products of some channels in high precision: zero in the GEMM's weight, added to its output."""
-        made = _product(node)
+        made = product_of(node)
         weight = made.weight()[0]
         rows, channels = weight[list(outliers)], len(weight)
         mask = np.ones(channels, np.float32)
@@ -305,12 +305,6 @@ class _Applier:
             candidate, number = f"{name}_{number}", number + 1
         self.names.add(candidate)
         return candidate
-
-
-def _product(node: ir.Node) -> Product:
-    found = product(node)
-    assert found is not None  # only such nodes are smoothed
-    return found
 
 
 def _inverse(scale: F32) -> F32:

@@ -76,6 +76,7 @@ class Group:
         nodes: Names of the MatMul and Gemm, or of the Conv nodes, in graph order.
         precision: What they compute in.
         adds: Quantized residual adds that read the tensor too: they get it back from the smoothed pair.
+        axis: The channel axis: -1, or 1 of convolutions.
     """
 
     tensor: str
@@ -83,7 +84,6 @@ class Group:
     precision: Precision
     adds: tuple[str, ...] = ()
     axis: int = -1
-    """The channel axis: -1, or 1 of convolutions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.moments import Tap
-from pipeline.quantize.products import Product, Reading, product
+from pipeline.quantize.moments import MOST_TAPPED, Tap
+from pipeline.quantize.products import Product, Reading, product_of
 from pipeline.quantize.smoothing import (
     ALPHAS,
     F32,
@@ -73,7 +73,7 @@ def search(
     wanted = [g for g in groups(model, plan) if g.tensor in extremes and np.isfinite(extremes[g.tensor]).all()]
     forced = options.alpha is not None
     how = ChoiceOptions(alphas=ALPHAS if options.alpha is None else (options.alpha,), forced=forced)
-    products = {g.tensor: [_product(nodes[name]) for name in g.nodes] for g in wanted}
+    products = {g.tensor: [product_of(nodes[name]) for name in g.nodes] for g in wanted}
     chosen = []
     for part in _parts(wanted, products, options.memory_bytes):
         samples = _samples(path, {g.tensor: products[g.tensor] for g in part}, feeds, options)
@@ -86,12 +86,6 @@ def search(
             )  # fmt: skip
             progress("smooth", len(chosen), len(wanted))
     return tuple(chosen)
-
-
-def _product(node: ir.Node) -> Product:
-    found = product(node)
-    assert found is not None  # groups have such nodes only
-    return found
 
 
 def _options(
@@ -120,10 +114,6 @@ def _may_part(nodes: Mapping[str | None, ir.Node], group: Group) -> bool:
     if len(group.nodes) > 1 or source is None or source.op_type in ("Reshape", "Transpose"):
         return False
     return not is_norm(source) and gain(source) is None
-
-
-MOST_TAPPED = 16
-"""Feature maps read in one pass over the samples: a batch of all of them is in memory at once."""
 
 
 def _parts(
