@@ -2,7 +2,7 @@
 
 A DequantizeLinear in front of a MatMul is widened at every run, unless ONNX Runtime fuses the two, which it does not behind
 MatMul + Add, beside a Gemm or for eight bits. With ``accuracy_level`` 4 the kernel rounds each row of the activation to INT8 in the weight's
-blocks on the fly (44 dB on normal values) and multiplies integers; level 0 multiplies floats, twenty times slower.
+blocks on the fly and multiplies integers; level 0 multiplies floats, many times slower.
 """
 
 from __future__ import annotations
