@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +55,16 @@ def pythons(given: argparse.Namespace) -> dict[str, Path]:
     return {tool: path for tool, path in found.items() if path is not None}
 
 
-def quantize(name: str, python: Path, model: Path, data: Path, samples: int, out: Path) -> Cost:
-    """Quantize ``model`` with a peer into ``out`` and return what that cost."""
+def quantize(
+    name: str, python: Path, model: Path, data: Path, samples: int, out: Path, left_out: Sequence[str] = ()
+) -> Cost:
+    """Quantize ``model`` with a peer into ``out``, but for the nodes ``left_out``, and return what that cost."""
     out.parent.mkdir(parents=True, exist_ok=True)
     arguments = [name, str(model), str(data), str(samples), str(out)]
+    if left_out:
+        listed = out.with_suffix(".left_out.txt")
+        listed.write_text("\n".join(left_out))
+        arguments.append(str(listed))
     return measured([str(python), "-P", str(SCRIPT), *arguments], environment={"HF_HUB_OFFLINE": "1"})
 
 

@@ -1,6 +1,8 @@
 """Quantizes one model with another tool; runs in that tool's own Python environment and imports nothing from here.
 
-``PEER_PYTHON -P benchmarks/quantize_peer.py METHOD MODEL.onnx CALIBRATION.npz SAMPLES OUT.onnx``
+``PEER_PYTHON -P benchmarks/quantize_peer.py METHOD MODEL.onnx CALIBRATION.npz SAMPLES OUT.onnx [LEFT_OUT.txt]``
+
+The last file names nodes that stay as they are, one a line; NNCF alone reads it.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ import numpy as np
 BATCH = 8
 GEMMS = ["MatMul", "Gemm", "Conv"]
 Feeds = dict[str, Any]
+LEFT_OUT: list[str] = []
 
 
 def main() -> None:
     """Quantize as the command line says."""
-    method, model, data, samples, out = sys.argv[1:]
+    method, model, data, samples, out, *rest = sys.argv[1:]
     with np.load(data) as arrays:
         rows = {name: arrays[name][: int(samples)] for name in arrays.files}
     count = len(next(iter(rows.values())))
     feeds = [{k: v[i : i + BATCH] for k, v in rows.items()} for i in range(0, count, BATCH)]
+    if rest:
+        LEFT_OUT.extend(Path(rest[0]).read_text().split("\n"))
     METHODS[method](Path(model), feeds, Path(out))
 
 
@@ -96,6 +101,7 @@ def nncf(preset: str) -> Callable[[Path, list[Feeds], Path], None]:
             subset_size=len(feeds),
             preset=tool.QuantizationPreset(preset),
             model_type=kind,
+            ignored_scope=tool.IgnoredScope(names=LEFT_OUT) if LEFT_OUT else None,
         )
         onnx.save(found, out)
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from calibrators.collector import Statistics
+from pipeline.graph.prepare import Prepared
 from pipeline.notices import notice
 from pipeline.policy.overrides import read_overrides
 from pipeline.recipe import Recipe
 from pipeline.report.contract import Report
 from pipeline.report.measured import VerdictStatus
 from pipeline.report.summary import summary_lines
+from pipeline.sources.export import Exported
 from pipeline.stages.calibration import calibrate, ranges
 from pipeline.stages.engines import engines
 from pipeline.stages.extraction import extract_nodes
+from pipeline.stages.mixed import mixed, wants_mixed
 from pipeline.stages.profiling import profile_nodes
 from pipeline.stages.publishing import publish
 from pipeline.stages.quantization import plan, quantize
@@ -94,7 +98,21 @@ def to_variants(run: Run) -> Variants:
     exported = export(run)
     canonical = prepare(run, exported)
     statistics = calibrate(run, exported, canonical)
-    plans = plan(run, canonical, statistics)
+    draft = None
+    if wants_mixed(run):
+        with run.drafting():
+            draft = _variants(run, exported, canonical, statistics, {})
+    return _variants(run, exported, canonical, statistics, mixed(run, draft))
+
+
+def _variants(
+    run: Run,
+    exported: Exported,
+    canonical: Prepared,
+    statistics: Statistics | None,
+    high: Mapping[str, Mapping[str, str]],
+) -> Variants:
+    plans = plan(run, canonical, statistics, high)
     floats = smooth(run, exported, canonical, plans, statistics)
     weights = rounding(run, exported, plans, floats)
     chosen = ranges(run, exported, plans, floats)

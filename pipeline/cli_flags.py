@@ -24,6 +24,7 @@ STAGES = (
     "export",
     "prepare",
     "calibrate",
+    "mixed",
     "plan",
     "smooth",
     "rounding",

@@ -191,6 +191,23 @@ class RuleConfig(Section):
         return "{" + ", ".join([*wanted, f"precision: {self.precision}"]) + "}"
 
 
+class MixedPrecision(Section):
+    """Quantized nodes that cost the outputs most for what they compute go back to high precision, by measurement on calibration samples, until ``sqnr_db`` is reached or ``low_share`` leaves nothing more (docs/how-it-works.md)."""
+
+    sqnr_db: float | None = None
+    """Enough SQNR of the worst output, dB, on the calibration samples."""
+    low_share: float = Field(default=0.0, ge=0, le=1)
+    """Least share of the multiplications in MatMul, Gemm and Conv that stays in low precision."""
+    samples: int = Field(default=8, ge=1)
+    """Calibration samples to measure on; one forward pass of each for every quantized node and every step."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.sqnr_db is None and not self.low_share:
+            raise ValueError("give sqnr_db (enough accuracy), low_share (least share in low precision), or both")
+        return self
+
+
 class PolicyConfig(Section):
     """Which node computes in which precision."""
 
@@ -212,6 +229,8 @@ class PolicyConfig(Section):
     """How many INT4 weights (on ``cpu`` W8A16's too) along the summed axis share one scale; TensorRT takes 64 and 128. FP4's blocks hold 16."""
     rounding: Literal["rtn", "gptq"] | None = None
     """How weights of MatMul, Gemm and Conv are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again. If not given, and with calibration data, GPTQ for variants with INT4 or FP4 weights and for networks with depthwise convolutions; to nearest otherwise."""
+    mixed_precision: MixedPrecision | None = None
+    """Quantized nodes that go back to high precision where they cost too much accuracy."""
     fallback: bool = False
     """A target that lacks a precision gets the nearest that it has (FP8 becomes INT8 on an A100), with a notice; an error if not."""
     half: Literal["fp16", "bf16"] = "fp16"

@@ -239,18 +239,23 @@ def _summed(candidate: Candidate) -> int:
     return candidate.weight_shape[1 - (candidate.operands.channel_axis or 0)]
 
 
+def merged_projections(found: tuple[Candidate, ...]) -> list[list[Candidate]]:
+    """Return the query, key and value projections that read one tensor, which TensorRT merges into one GEMM."""
+    groups: dict[ir.Value, list[Candidate]] = defaultdict(list)
+    for candidate in found:
+        if candidate.role.role in _QKV and candidate.operands is not None and candidate.node.inputs[0] is not None:
+            groups[candidate.node.inputs[0]].append(candidate)
+    return list(groups.values())
+
+
 def _share_qkv(found: tuple[Candidate, ...], nodes: dict[str, NodePlan]) -> None:
     """Give query, key and value projections that read one tensor one precision.
 
     TensorRT merges the three into one GEMM, which has one input type; and the tensor has one quantizer. If one of
     them must stay high, the merged GEMM does, so all three do.
     """
-    groups: dict[ir.Value, list[Candidate]] = defaultdict(list)
-    for candidate in found:
-        if candidate.role.role in _QKV and candidate.operands is not None and candidate.node.inputs[0] is not None:
-            groups[candidate.node.inputs[0]].append(candidate)
     order = [Precision.FP32, *HALVES, *WEIGHT_ONLY, Precision.FP8, Precision.INT8]
-    for group in groups.values():
+    for group in merged_projections(found):
         entries = [nodes[c.name] for c in group]
         highest = min(entries, key=lambda e: order.index(e.precision))
         for entry in entries:

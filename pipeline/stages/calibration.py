@@ -103,9 +103,9 @@ def ranges(
         if made.dynamic or not made.quantized() or (statistics is None and section.cache is None):
             found[name] = ()
             continue
-        out = f"variants/{name}/ranges.json"
+        out = f"{run.folder(name)}/ranges.json"
         # TensorRT's calibration cache holds symmetric INT8 ranges and nothing else.
-        own_cache = f"calibration/{section.method}.cache" if name == "gpu-int8" else None
+        own_cache = f"calibration/{section.method}.cache" if name == "gpu-int8" and not run.drafts else None
 
         def produce(
             work: Path,
@@ -132,7 +132,7 @@ def ranges(
 
         read = {
             "model": path,
-            "plan": run.directory / f"variants/{name}/precision_plan.json",
+            "plan": run.directory / run.folder(name) / "precision_plan.json",
             "statistics": list(floats[name].files),
             "cache": section.cache,
             "method": section.method,
@@ -142,7 +142,7 @@ def ranges(
             "mask": run.mask(inputs),
         }
         outputs = [out] if own_cache is None else [out, own_cache]
-        result = run.stage(f"ranges/{name}", read, outputs, produce)
+        result = run.stage(run.part("ranges", name), read, outputs, produce)
         found[name] = range_files.from_json(result.paths[out].read_text(encoding="utf-8"))
     return found
 

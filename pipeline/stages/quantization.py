@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +28,39 @@ from pipeline.stages.smoothing import FloatGraph, may_smooth
 
 
 @step
-def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[str, PrecisionPlan]:
-    """The precision of every node, for every family of targets."""
+def plan(
+    run: Run, canonical: Prepared, statistics: Statistics | None, high: Mapping[str, Mapping[str, str]]
+) -> dict[str, PrecisionPlan]:
+    """The precision of every node, for every family of targets.
+
+    Args:
+        run: This run.
+        canonical: The FP32 graph.
+        statistics: Of its tensors, ``None`` if nothing was calibrated.
+        high: For each family the nodes that were measured to cost too much accuracy, and what they cost.
+    """
     plans = {}
-    overrides = read_overrides(run.directory / OVERRIDES)
+    refused = read_overrides(run.directory / OVERRIDES)
     judged = run.recipe.policy.outlier_threshold is not None
     # A dry run leaves a finished build as it is.
-    folder, stage = (DRY_RUN, "dry-run") if run.options.dry_run else ("variants", "plan")
+    dry = run.options.dry_run
     for name in run.families:
-        out = f"{folder}/{name}/precision_plan.json"
+        out = f"{DRY_RUN}/{name}/precision_plan.json" if dry else f"{run.folder(name)}/precision_plan.json"
+        overrides = {**high.get(name, {}), **refused.get(name, {})}
         half = name.startswith("gpu")
         costs_file = run.recipe.costs if name == "cpu" else None
-        if half and statistics is None and not run.options.dry_run:
+        if half and statistics is None and not dry:
             notice("fp16-unchecked", "Without calibration data nothing says which tensors FP16 cannot hold.")
         if judged and statistics is None:
             notice("outliers-unchecked", "Without calibration statistics nothing says which tensors have outliers.")
 
         def produce(
-            work: Path, name: str = name, out: str = out, half: bool = half, costs_file: Path | None = costs_file
+            work: Path,
+            name: str = name,
+            out: str = out,
+            half: bool = half,
+            costs_file: Path | None = costs_file,
+            overrides: Mapping[str, str] = overrides,
         ) -> dict[str, Any]:
             model = models.load(canonical.path)
             roles, policy, costs = find_roles(model), run.policies[name], read_costs(costs_file)
@@ -54,11 +70,12 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
                 costs=costs,
                 extents=largest,
                 outliers=spread,
-                overrides=overrides.get(name, {}),
+                overrides=overrides,
                 smoothable=may_smooth(run.recipe),
             )
             made = make_plan(model, roles, policy, name, seen)
-            remark(made, candidates(model, roles), policy, costs)
+            if not run.drafts:
+                remark(made, candidates(model, roles), policy, costs)
             (work / out).write_text(made.to_json(), encoding="utf-8")
             return {
                 "counts": made.counts(),
@@ -71,11 +88,11 @@ def plan(run: Run, canonical: Prepared, statistics: Statistics | None) -> dict[s
             "policy": run.policies[name].model_dump(mode="json"),
             "family": name,
             "costs": costs_file,
-            "overrides": overrides.get(name, {}),
+            "overrides": overrides,
             "smoothable": may_smooth(run.recipe),
             "statistics": run.directory / STATISTICS if (half or judged) and statistics is not None else None,
         }
-        result = run.stage(f"{stage}/{name}", inputs, [out], produce)
+        result = run.stage(f"dry-run/{name}" if dry else run.part("plan", name), inputs, [out], produce)
         plans[name] = PrecisionPlan.from_json(result.paths[out].read_text(encoding="utf-8"))
     return plans
 
@@ -91,7 +108,7 @@ def quantize(
     """The Q/DQ ONNX of every family of targets."""
     variants = {}
     for name, made in plans.items():
-        out = f"variants/{name}/model.onnx"
+        out = f"{run.folder(name)}/model.onnx"
 
         def produce(work: Path, name: str = name, made: PrecisionPlan = made, out: str = out) -> dict[str, Any]:
             variant = write_variant(
@@ -106,9 +123,9 @@ def quantize(
 
         inputs = {
             "model": floats[name].path,
-            "plan": run.directory / f"variants/{name}/precision_plan.json",
-            "ranges": run.directory / f"variants/{name}/ranges.json" if ranges[name] else None,
+            "plan": run.directory / run.folder(name) / "precision_plan.json",
+            "ranges": run.directory / run.folder(name) / "ranges.json" if ranges[name] else None,
             "weights": weights.get(name),
         }
-        variants[name] = run.stage(f"quantize/{name}", inputs, [out], produce).paths[out]
+        variants[name] = run.stage(run.part("quantize", name), inputs, [out], produce).paths[out]
     return variants

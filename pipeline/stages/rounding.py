@@ -50,7 +50,7 @@ def rounding(
                 where="policy.rounding",
                 fix="Give --calibration DATA, or set policy.rounding to rtn.",
             )
-        out = f"variants/{name}/rounding"
+        out = f"{run.folder(name)}/rounding"
 
         def produce(
             work: Path,
@@ -63,11 +63,11 @@ def rounding(
 
         key = {
             "model": floats[name].path,
-            "plan": run.directory / f"variants/{name}/precision_plan.json",
+            "plan": run.directory / run.folder(name) / "precision_plan.json",
             "data": data.digest(),
             "mask": mask,
         }
-        found[name] = run.stage(f"rounding/{name}", key, [out], produce).paths[out]
+        found[name] = run.stage(run.part("rounding", name), key, [out], produce).paths[out]
     return found
 
 

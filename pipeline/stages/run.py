@@ -40,6 +40,7 @@ STAGES = (
     "export",
     "prepare",
     "calibrate",
+    "mixed",
     "plan",
     "smooth",
     "rounding",
@@ -110,7 +111,7 @@ def step(method: Callable[Concatenate[Run, P], R]) -> Callable[Concatenate[Run, 
     @functools.wraps(method)
     def wrapped(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> R:
         result = method(run, *args, **kwargs)
-        if method.__name__ in (run.options.until, "plan" if run.options.dry_run else None):
+        if not run.drafts and method.__name__ in (run.options.until, "plan" if run.options.dry_run else None):
             raise Reached
         return result
 
@@ -165,6 +166,7 @@ class Run:
         self.directory = directory
         self.options = options
         self.progress = progress
+        self.drafts = False
         self.store = Store(directory, force=options.force, from_stage=options.from_stage)
         self.results: list[StageResult] = []
         self.notices: list[Notice] = []
@@ -203,6 +205,23 @@ class Run:
                     self._executor.close()
                     self._executor = None
                 self._begun.clear()
+
+    @contextlib.contextmanager
+    def drafting(self) -> Iterator[None]:
+        """Let variants that are made inside the block go to ``draft/`` and not to ``variants/``; no stage ends the line."""
+        self.drafts = True
+        try:
+            yield
+        finally:
+            self.drafts = False
+
+    def folder(self, family: str) -> str:
+        """Return where a variant is, relative to the build directory."""
+        return f"draft/{family}" if self.drafts else f"variants/{family}"
+
+    def part(self, stage: str, family: str) -> str:
+        """Return the name of the part of a stage that makes this variant."""
+        return f"{stage}/draft/{family}" if self.drafts else f"{stage}/{family}"
 
     @property
     def executor(self) -> Executor:

@@ -72,7 +72,7 @@ def smooth(
         smoothable = groups(models.load(canonical.path), made)
         if made.dynamic or not smoothable:
             continue
-        folder = f"variants/{name}"
+        folder = run.folder(name)
         graph, sketches, choices = (f"{folder}/{f}" for f in ("float.onnx", "float.safetensors", "smoothing.json"))
 
         def produce(
@@ -98,13 +98,13 @@ def smooth(
 
         key = {
             "model": canonical.path,
-            "plan": run.directory / f"variants/{name}/precision_plan.json",
+            "plan": run.directory / folder / "precision_plan.json",
             "statistics": run.directory / STATISTICS,
             "data": data.digest(),
             "mask": mask,
             "smooth": wanted,
         }
-        result = run.stage(f"smooth/{name}", key, [graph, sketches, choices], produce)
+        result = run.stage(run.part("smooth", name), key, [graph, sketches, choices], produce)
         notice(
             "smoothed",
             f"{result.facts['smoothed']} of {result.facts['groups']} activations are smoothed before they are quantized",

@@ -7,24 +7,19 @@ by this one. Both run without graph optimizations: they are about quantization, 
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from engines.onnxruntime import OnnxRuntimeRunner
-from pipeline import kv_cache
 from pipeline.errors import DataError
-from pipeline.model import load, save
+from pipeline.model import load
 from pipeline.notices import notice
-from pipeline.types import CalibrationData, Feeds, Progress, Runner, silent
-from pipeline.validation.feeds import fit, fixed_batch, mask_of, size_of
+from pipeline.types import CalibrationData, Feeds, Progress, silent
+from pipeline.validation.feeds import fixed_batch, mask_of, size_of
 from pipeline.validation.measurement import LayerLoss
 from pipeline.validation.metrics import Comparison, sqnr_db
-from pipeline.validation.switch import add_switches
+from pipeline.validation.switch import SwitchedRunner, switched
 from pipeline.validation.tapped import Tapped
 from pipeline.validation.transplant import Pairing, quantized_nodes
 
@@ -83,13 +78,9 @@ def rank_layers(
         (name, pairing.reference[name].outputs[0].name or "", node.outputs[0].name or "")
         for name, node in found.items()
     ]
-    with tempfile.TemporaryDirectory(prefix="enginewright-layers-") as folder:
-        path = Path(folder) / "switched.onnx"
-        switched = add_switches(fp32, quantized, nodes)
-        save(switched.model, path)
-        with OnnxRuntimeRunner(path, threads=threads, optimize=False) as runner:
-            feeds = list(_first(data, options.samples, whole=fixed_batch(runner) is not None))
-            isolated = _isolated(runner, switched.switches, feeds, options.seconds, progress)
+    with switched(fp32, quantized, nodes, threads=threads) as live:
+        feeds = list(_first(data, options.samples, whole=fixed_batch(live.runner) is not None))
+        isolated = _isolated(live, feeds, options.seconds, progress)
     local = _local((reference, variant), taps, feeds, options.memory_bytes, threads)
     return _rank(nodes, local, isolated)
 
@@ -108,31 +99,24 @@ def _first(data: CalibrationData, count: int, *, whole: bool) -> Iterator[Feeds]
 
 
 def _isolated(
-    runner: Runner, switches: Mapping[str, str], feeds: Sequence[Feeds], seconds: float, progress: Progress
+    live: SwitchedRunner, feeds: Sequence[Feeds], seconds: float, progress: Progress
 ) -> dict[str, tuple[float, float]]:
     """Return each node's ``(sum ref^2, sum noise^2)`` at the output where their ratio is worst."""
-    comparisons = {node: Comparison() for node in switches}
-    off = {switch: np.asarray(False) for switch in switches.values()}
-    deadline, total, done = time.monotonic() + seconds, len(switches) * len(feeds), 0
+    comparisons = {node: Comparison() for node in live.switches}
+    deadline, total, done = time.monotonic() + seconds, len(live.switches) * len(feeds), 0
     progress("layers", 0, total)
     for index, batch in enumerate(feeds):
         if index and time.monotonic() > deadline:
             used = sum(map(size_of, feeds[:index]))
             notice("layers-fewer-samples", f"Ranking layers stopped after {used} samples: its time was up.")
             break
-        mask, own = mask_of(batch), fit(runner, {**batch, **off})
-        wanted = {k: v for k, v in runner.infer(own).items() if not kv_cache.is_present(k)}
-        for node, switch in switches.items():
-            comparisons[node].update(wanted, runner.infer({**own, switch: np.asarray(True)}), mask)
+        mask, wanted = mask_of(batch), live.infer(batch)
+        for node in live.switches:
+            comparisons[node].update(wanted, live.infer(batch, (node,)), mask)
             done += 1
             progress("layers", done, total)
     progress("layers", total, total)
-    return {node: _worst(comparison) for node, comparison in comparisons.items()}
-
-
-def _worst(comparison: Comparison) -> tuple[float, float]:
-    outputs = [(signal, noise) for signal, noise in comparison.noise().values() if signal > 0]
-    return max(outputs, key=lambda item: item[1] / item[0], default=(0.0, 0.0))
+    return {node: comparison.worst() for node, comparison in comparisons.items()}
 
 
 def _local(

@@ -91,6 +91,11 @@ class Comparison:
             if not output.exact_only
         }
 
+    def worst(self) -> tuple[float, float]:
+        """Return :meth:`noise` of the output where noise over signal is greatest; zeros if none has a signal."""
+        outputs = [(signal, noise) for signal, noise in self.noise().values() if signal > 0]
+        return max(outputs, key=lambda item: item[1] / item[0], default=(0.0, 0.0))
+
     def _add(self, name: str, ref: Array, out: Array, mask: Array | None) -> None:
         if ref.shape != out.shape:
             raise EngineError(

@@ -6,13 +6,22 @@ Ranking N nodes with a model each would mean N files and N sessions. Here each n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
+from engines.onnxruntime import OnnxRuntimeRunner
+from pipeline import kv_cache
 from pipeline.errors import ModelError
-from pipeline.validation.transplant import Pairing, Transplant
+from pipeline.model import save
+from pipeline.types import Array, Feeds, Runner
+from pipeline.validation.feeds import fit
+from pipeline.validation.transplant import Pairing, Transplant, read_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +30,45 @@ class Switched:
 
     model: ir.Model
     switches: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchedRunner:
+    """Runs the FP32 model with any of its nodes quantized.
+
+    Attributes:
+        runner: Of the model with switches; graph optimizations are off.
+        switches: Node name to its switches: its own, and those of nodes that read quantized tensors for it.
+    """
+
+    runner: Runner
+    switches: dict[str, tuple[str, ...]]
+
+    def infer(self, feeds: Feeds, on: Collection[str] = ()) -> dict[str, Array]:
+        """Return the outputs, without a cache's, with the nodes ``on`` quantized.
+
+        Raises:
+            DataError: An input is missing.
+            EngineError: ONNX Runtime fails on the batch.
+        """
+        turned = {switch for node in on for switch in self.switches[node]}
+        states = {s: np.asarray(s in turned) for own in self.switches.values() for s in own}
+        outputs = self.runner.infer(fit(self.runner, {**feeds, **states}))
+        return {name: values for name, values in outputs.items() if not kv_cache.is_present(name)}
+
+
+@contextmanager
+def switched(reference: ir.Model, variant: ir.Model, nodes: Sequence[str], *, threads: int) -> Iterator[SwitchedRunner]:
+    """Yield a runner of the FP32 model with switches at each of ``nodes``; see :func:`add_switches`."""
+    read = read_for(variant, nodes)
+    places = list(dict.fromkeys(place for own in read.values() for place in own))
+    with tempfile.TemporaryDirectory(prefix="enginewright-layers-") as folder:
+        path = Path(folder) / "switched.onnx"
+        made = add_switches(reference, variant, places)
+        save(made.model, path)
+        with OnnxRuntimeRunner(path, threads=threads, optimize=False) as runner:
+            switches = {node: tuple(made.switches[place] for place in own) for node, own in read.items()}
+            yield SwitchedRunner(runner=runner, switches=switches)
 
 
 def add_switches(reference: ir.Model, variant: ir.Model, nodes: Sequence[str]) -> Switched:

@@ -7,7 +7,7 @@ casts, quantized weights) belongs to that node.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -212,3 +212,24 @@ def quantized_nodes(model: ir.Model) -> tuple[str, ...]:
         if dequantized or node.op_type == BLOCK_PRODUCT:
             names.append(node.name)
     return tuple(names)
+
+
+def read_for(model: ir.Model, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return for each of the quantized nodes ``names`` itself and the helper nodes that read quantized tensors in its place.
+
+    A residual add beside smoothed GEMMs reads their pair through the Mul and Add that restore what smoothing took.
+    """
+    asked = set(names)
+    found = {name: [name] for name in names}
+    helpers = [name for name in quantized_nodes(model) if name not in asked]
+    by_name = {node.name: node for node in model.graph}
+    for helper in helpers:
+        rest, seen = [by_name[helper]], set[ir.Node]()
+        while rest:
+            for user, _ in (use for value in rest.pop().outputs for use in value.uses()):
+                if user.name in asked:
+                    found[user.name].append(helper)
+                elif user not in seen and len(seen) < _MAX_OWNED:
+                    seen.add(user)
+                    rest.append(user)
+    return {name: tuple(dict.fromkeys(helpers)) for name, helpers in found.items()}
