@@ -41,7 +41,7 @@ def with_(**keys):
             r"policy.rules\[0\].rol",
             r"policy.rules\[0\].role",
         ),
-        (with_(samples=3), "samples", "calibration.samples or validate.samples"),
+        (with_(samples=3), "samples", "calibration.samples or policy.mixed_precision.samples or validate.samples"),
         (with_(max_batch_size=3), "max_batch_size", "triton.max_batch_size"),
         ({"source": {"onx": "m.onnx"}}, "source.onx", "source.onnx"),
     ],
