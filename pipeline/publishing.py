@@ -18,7 +18,7 @@ from pipeline.report.summary import HELD_OUT
 from pipeline.triton.checker import check_repository
 from pipeline.triton.ensemble import LABELS, SERVING, front_of, write_ensemble
 from pipeline.triton.gather import BuiltEngine, Gathered, by_capability, gather, largest_batch, plan_of, usual_shapes
-from pipeline.triton.repository import write_repository
+from pipeline.triton.repository import republish, write_repository
 from pipeline.triton.served import ServedModel, onnx_model
 from pipeline.types import Feeds
 
@@ -49,7 +49,7 @@ def publish_builds(
     """Write one repository with the engines of all build directories.
 
     TensorRT engines become one model that picks its engine by compute capability; ONNX Runtime's engine becomes a model
-    of its own, ``<name>-cpu`` where there are both.
+    of its own, ``<name>-cpu`` where there are both; with ``triton.build_at_load`` the graphs of GPUs without an engine are there too.
 
     Args:
         directories: Finished builds of one model and recipe, each with its own targets.
@@ -67,12 +67,6 @@ def publish_builds(
     if forbidden:
         why = ", ".join(f"{e.target.name} {e.verdict}" for e in forbidden)
         return Published(repository=None, exit_code=3, summary=f"nothing was published: the verdict on {why}")
-    if not found.engines:
-        raise PublishError(
-            "None of these builds holds an engine that Triton serves.",
-            where=", ".join(map(str, directories)),
-            fix="Build a target on its GPU (`python -m pipeline build --target a100`), or the target cpu.",
-        )
     lines = []
     asked = found.recipe.triton.ensemble != "none"
     front = next(filter(None, (front_of(folder / SERVING) for folder in found.folders)), {}) if asked else {}
@@ -89,10 +83,12 @@ def publish_builds(
             where="triton.ensemble",
         )
     if found.recipe.triton.build_at_load:
-        notice(
-            "no-build-at-load",
-            "Merging builds publishes engines that are built; a model that the server builds lies in the repository of each build.",
-            where="triton.build_at_load",
+        lines += _at_load(found, out)
+    if not lines:
+        raise PublishError(
+            "None of these builds holds an engine that Triton serves.",
+            where=", ".join(map(str, directories)),
+            fix="Build a target on its GPU (`python -m pipeline build --target a100`), or the target cpu.",
         )
     for problem in check_repository(out):
         if problem.severity == "error":
@@ -100,6 +96,22 @@ def publish_builds(
         notice(problem.rule, problem.message, where=problem.where)
     summary = "\n".join([f"published to {out}:", *(f"  {line}" for line in lines)])
     return Published(repository=out, exit_code=0, summary=summary)
+
+
+def _at_load(found: Gathered, out: Path) -> list[str]:
+    """Publish the graphs that the server builds engines from, as each build published them; return what to say."""
+    name, lines = found.recipe.triton.name or found.recipe.name, []
+    for variant, targets in found.unbuilt.items():
+        places = [place for folder in found.folders if (place := folder / f"triton/{name}-{variant}").is_dir()]
+        if places:
+            lines.append(f"{republish(places[0], out).name} (onnxruntime; builds at load for {', '.join(targets)})")
+            continue
+        notice(
+            "no-build-at-load",
+            f"No build published the graph {variant} for {', '.join(targets)} to be built at load: its report says why.",
+            where="triton.build_at_load",
+        )
+    return lines
 
 
 def _models(found: Gathered, chosen: Sequence[str], *, split: bool) -> Iterator[tuple[ServedModel, TritonConfig]]:

@@ -55,6 +55,8 @@ class Gathered:
     recipe: Recipe
     engines: tuple[BuiltEngine, ...]
     folders: tuple[Path, ...]
+    unbuilt: Mapping[str, tuple[str, ...]]
+    """Variant to TensorRT's targets of it that no build has an engine for."""
 
 
 def is_build(folder: Path) -> bool:
@@ -92,7 +94,17 @@ def gather(directories: Sequence[Path]) -> Gathered:
                 )
             engines.setdefault(name, engine)
             places.setdefault(name, build.folder)
-    return Gathered(recipe=first.recipe, engines=tuple(engines.values()), folders=tuple(directories))
+    unbuilt: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(name for build in builds for name in build.report["targets"]):
+        device = find_target(name)
+        if name not in engines and device.runtime == "tensorrt":
+            unbuilt[family(device, policy_on(device, first.recipe.policy))].append(name)
+    return Gathered(
+        recipe=first.recipe,
+        engines=tuple(engines.values()),
+        folders=tuple(directories),
+        unbuilt={variant: tuple(names) for variant, names in unbuilt.items()},
+    )
 
 
 def by_capability(engines: Sequence[BuiltEngine], *, chosen: Sequence[str] = ()) -> dict[str, BuiltEngine]:

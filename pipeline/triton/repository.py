@@ -80,6 +80,30 @@ def publish_version(
     return folder
 
 
+def republish(model: Path, root: Path) -> Path:
+    """Publish the newest version of a model of another repository under ``root``, and return its folder there.
+
+    Args:
+        model: The model's folder in the other repository.
+        root: The repository.
+
+    Raises:
+        PublishError: The folder holds no version.
+        StoreError: The folder cannot be written.
+    """
+    present = versions(model)
+    if not present:
+        raise PublishError("The model has no version.", where=str(model), fix="Build it again.")
+    version, own = model / str(present[-1]), (CONFIGS, ROLLED_BACK, *map(str, present))
+    files = {p.relative_to(version).as_posix(): p for p in sorted(version.rglob("*")) if p.is_file()}
+    beside = {
+        name: p.read_bytes()
+        for p in sorted(model.rglob("*"))
+        if p.is_file() and (name := p.relative_to(model).as_posix()) != CONFIG and name.split("/")[0] not in own
+    }
+    return publish_version(root, model.name, (model / CONFIG).read_text(encoding="utf-8"), files, beside=beside)
+
+
 def versions(folder: Path) -> list[int]:
     """Return the version numbers in a model's folder, ascending; the server ignores every other folder."""
     return sorted(int(d.name) for d in folder.iterdir() if d.is_dir() and is_version(d.name))

@@ -14,10 +14,13 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pipeline.build import build
+from pipeline.notices import collecting
+from pipeline.publishing import publish_builds
 from pipeline.recipe import parse
 from pipeline.triton.checker import check_repository
 from tests.quantize.graphs import mlp
 from tests.quantize.test_quantize_gptq import correlated
+from tests.triton.test_triton_publish_builds import on_gpu
 
 NAME = "tiny-gpu-int8"
 
@@ -128,3 +131,32 @@ def test_nothing_of_it_without_the_key(built: Path, tmp_path: Path) -> None:
     values["triton"]["build_at_load"] = False
     build(parse(values), tmp_path / "build")
     assert [d.name for d in (tmp_path / "build/triton").iterdir()] == ["tiny"]
+
+
+def test_merged_builds_keep_it_for_gpus_without_an_engine(built: Path, tmp_path: Path) -> None:
+    on_a100 = on_gpu(built, tmp_path / "a100", "a100", "8.0")
+    out = tmp_path / "repository"
+    summary = publish_builds([built, on_a100], out).summary
+    assert sorted(d.name for d in out.iterdir()) == ["tiny", "tiny-cpu", NAME]
+    assert f"{NAME} (onnxruntime; builds at load for a10)" in summary
+    for file in ("config.pbtxt", "1/model.onnx", "1/manifest.json"):
+        assert (out / NAME / file).read_bytes() == (built / "triton" / NAME / file).read_bytes()
+    warmup = {p.name: p.read_bytes() for p in (built / "triton" / NAME / "warmup").iterdir()}
+    assert {p.name: p.read_bytes() for p in (out / NAME / "warmup").iterdir()} == warmup != {}
+    publish_builds([built, on_a100], out)  # the same files are no new version
+    assert not (out / NAME / "2").exists()
+
+
+def test_with_all_engines_built_nothing_is_left_to_the_server(built: Path, tmp_path: Path) -> None:
+    jobs = [on_gpu(built, tmp_path / name, name, cc) for name, cc in (("a100", "8.0"), ("a10", "8.6"))]
+    publish_builds([built, *jobs], tmp_path / "repository")
+    assert sorted(d.name for d in (tmp_path / "repository").iterdir()) == ["tiny", "tiny-cpu"]
+
+
+def test_a_build_that_published_no_graph_is_named(built: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "build"))
+    shutil.rmtree(folder / "triton" / NAME)
+    with collecting() as notices:
+        publish_builds([folder], tmp_path / "repository")
+    (said,) = [n for n in notices if n.code == "no-build-at-load"]
+    assert "gpu-int8 for a10, a100" in said.message
