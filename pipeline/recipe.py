@@ -235,8 +235,18 @@ class PolicyConfig(Section):
     """A target that lacks a precision gets the nearest that it has (FP8 becomes INT8 on an A100), with a notice; an error if not."""
     half: Literal["fp16", "bf16"] = "fp16"
     """What GPUs compute the rest in. BF16 (from SM80 on) reaches as far as FP32, in steps eight times as wide as FP16's."""
-    activations: Literal["static", "dynamic"] = "static"
-    """``dynamic`` computes activation ranges per batch at run time (``cpu`` only; no calibration needed)."""
+    activations: Literal["static", "dynamic", "dynamic-per-token"] = "static"
+    """``dynamic`` computes activation ranges at run time (``cpu`` only; no calibration needed), one for each tensor and batch; ``dynamic-per-token`` gives every token a scale of its own. GPU targets keep static ranges, with a notice."""
+    llm_int8_threshold: float | None = Field(default=None, gt=0)
+    """With dynamic activations: columns in which a batch has an |x| above this are multiplied in float, as LLM.int8() does (6.0 there, with ``dynamic-per-token``). On GPUs smoothing separates channels that calibration chose. Off if not given."""
+
+    @model_validator(mode="after")
+    def _threshold(self) -> Self:
+        if self.llm_int8_threshold is not None and self.activations == "static":
+            raise ValueError(
+                "llm_int8_threshold looks for outliers at run time: set activations to dynamic or dynamic-per-token"
+            )
+        return self
 
 
 _GATE = re.compile(r"^\s*(>=|<=|>|<)\s*([-+]?[0-9.]+(?:e[-+]?\d+)?)\s*(%\s*of\s*fp32)?\s*$", re.IGNORECASE)

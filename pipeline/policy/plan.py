@@ -58,6 +58,8 @@ class PrecisionPlan:
         family: Variant this is for: ``cpu``, ``gpu-int8``, ``gpu-fp16``, ``gpu-bf16``, ``fp32``.
         elsewhere: What nodes that are not quantized compute in unless their own entry says otherwise.
         dynamic: Activation ranges are computed at run time.
+        per_token: Dynamic activations have a scale for each token.
+        llm_int8_threshold: Columns of a dynamic activation that exceed it in a batch are multiplied in float.
         formats: Storage for each quantized precision in use.
         nodes: Every node of the main graph, in topological order.
     """
@@ -65,6 +67,8 @@ class PrecisionPlan:
     family: str
     elsewhere: Precision
     dynamic: bool = False
+    per_token: bool = False
+    llm_int8_threshold: float | None = None
     formats: Mapping[Precision, Format] = field(default_factory=dict)
     nodes: tuple[NodePlan, ...] = ()
 
@@ -130,6 +134,8 @@ class PrecisionPlan:
             family=raw["family"],
             elsewhere=Precision(raw["elsewhere"]),
             dynamic=raw["dynamic"],
+            per_token=raw["per_token"],
+            llm_int8_threshold=raw["llm_int8_threshold"],
             formats=formats,
             nodes=nodes,
         )

@@ -147,7 +147,7 @@ def plan(
     """
     elsewhere = _elsewhere(policy, family)
     high = Precision.FP32 if policy.preset is Preset.FP32 else elsewhere
-    dynamic = policy.activations == "dynamic" and family == "cpu"
+    dynamic = policy.activations != "static" and family == "cpu"
     found = candidates(model, roles)
     rules = [*preset_rules(policy.preset, high, family), *guard_rules(family, high)]
     rules += half_guards(found, elsewhere) if elsewhere in HALVES else []
@@ -169,7 +169,13 @@ def plan(
         formats[Precision.FP8] = GPU_FP8
     formats |= {p: weight_only(p, policy, family) for p in WEIGHT_ONLY if p in used}
     return PrecisionPlan(
-        family=family, elsewhere=elsewhere, dynamic=dynamic, formats=formats, nodes=tuple(nodes.values())
+        family=family,
+        elsewhere=elsewhere,
+        dynamic=dynamic,
+        per_token=dynamic and policy.activations == "dynamic-per-token",
+        llm_int8_threshold=policy.llm_int8_threshold if dynamic else None,
+        formats=formats,
+        nodes=tuple(nodes.values()),
     )
 
 

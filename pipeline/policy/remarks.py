@@ -34,6 +34,14 @@ def remark(
         if not any(named(pattern, name) for name in names):
             near = _nearest(pattern, names)
             notice("skip-unmatched", f"No node is named {pattern!r}; the nearest is {near}.", where="policy.skip")
+    static = any(f.activations is not None for f in plan.formats.values()) and not plan.dynamic
+    if policy.activations != "static" and static:
+        smoothed = "" if policy.llm_int8_threshold is None else "; outlier channels are those that smoothing separates"
+        notice(
+            "not-dynamic",
+            f"The variant {plan.family} computes no activation ranges at run time: calibration fixes them{smoothed}.",
+            where="policy.activations",
+        )
     for entry in plan:
         if entry.rule.startswith(SHARED):
             notice(

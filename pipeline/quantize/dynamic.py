@@ -3,9 +3,15 @@
 A MatMul becomes DynamicQuantizeLinear → MatMulInteger → Cast → Mul, which ONNX Runtime fuses into one
 ``DynamicQuantizeMatMul`` or, where several read one tensor, into ``MatMulIntegerToFloat`` behind one quantization.
 A Gemm becomes the same and an Add.
+
+ONNX Runtime's kernels take one scale for the whole activation. A scale for each token is had from them by dividing every row by
+its largest magnitude first and multiplying the product's row by it again. Outlier columns (LLM.int8(), Dettmers et al. 2022,
+section 3.2) are zeros to these kernels, and a float product of those columns alone is added.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +22,11 @@ from pipeline.quantize.insert import Inserter
 from pipeline.quantize.weights import round_to_nearest
 from pipeline.types import Array, Progress, QuantSpec, silent
 
+_FLOAT = ir.DataType.FLOAT
+_QUANTIZED = (ir.DataType.UINT8, _FLOAT, ir.DataType.UINT8)
+_TINY = 1e-30
+"""Least scale of a row: rows of zeros stay zeros."""
+
 
 def insert_dynamic(model: ir.Model, plan: PrecisionPlan, progress: Progress = silent) -> None:
     """Replace every planned matrix product by its dynamically quantized form; changes the graph in place.
@@ -25,12 +36,27 @@ def insert_dynamic(model: ir.Model, plan: PrecisionPlan, progress: Progress = si
     _Dynamic(model, plan).run(progress)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Activation:
+    """What the products of one tensor read.
+
+    Attributes:
+        quantized: uint8, its scale and its zero point, one for the tensor.
+        row: What each row was divided by, ``[..., 1]``; ``None`` without a scale for each token.
+        outliers: Indices of the outlier columns ``[k]`` and their values ``[..., k]``; ``None`` where none are separated.
+    """
+
+    quantized: tuple[ir.Value, ir.Value, ir.Value]
+    row: ir.Value | None
+    outliers: tuple[ir.Value, ir.Value] | None
+
+
 class _Dynamic:
     def __init__(self, model: ir.Model, plan: PrecisionPlan) -> None:
         self.graph = model.graph
         self.plan = plan
         self.names = Inserter(model, plan, {})
-        self.activations: dict[str, ir.Node] = {}
+        self.activations: dict[str, _Activation] = {}
         self.weights: dict[tuple[str, int | None], tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     def run(self, progress: Progress) -> None:
@@ -49,34 +75,74 @@ class _Dynamic:
         self.names.drop_unused()
 
     def _product(self, node: ir.Node, found: Operands, spec: QuantSpec) -> None:
-        names = self.names
-        quantized, scale, zero_point = self._activation(node).outputs
+        base, new = node.name or "", _Chain(self.names)
         integer, weight_scale, zero = self._weight(node, found, spec)
-        product = names.node("MatMulInteger", [quantized, integer, zero_point, zero], f"{node.name}_integer")
-        product.outputs[0].dtype = ir.DataType.INT32
-        cast = names.node("Cast", [product.outputs[0]], f"{node.name}_cast", attributes={"to": ir.DataType.FLOAT.value})
-        scales = names.node("Mul", [scale, weight_scale], f"{node.name}_scales")
-        result = names.node("Mul", [cast.outputs[0], scales.outputs[0]], f"{node.name}_scaled")
-        new = [scales, product, cast, result]
+        activation = self._activation(node, found.weight_shape(node)[1 - (found.channel_axis or 0)])
+        quantized, scale, zero_point = activation.quantized
+        scales = new.add("Mul", [scale, weight_scale], f"{base}_scales")
+        product = new.add("MatMulInteger", [quantized, integer, zero_point, zero], f"{base}_integer", ir.DataType.INT32)
+        cast = new.add("Cast", [product], f"{base}_cast", to=_FLOAT.value)
+        result = new.add("Mul", [cast, scales], f"{base}_scaled")
+        if activation.row is not None:
+            result = new.add("Mul", [result, activation.row], f"{base}_by_row")
+        if activation.outliers is not None:
+            columns, values = activation.outliers
+            rows = new.add("Gather", [integer, columns], f"{base}_outlier_rows", ir.DataType.INT8, axis=0)
+            rows = new.add("Cast", [rows], f"{base}_outlier_rows_cast", to=_FLOAT.value)
+            rows = new.add("Mul", [rows, weight_scale], f"{base}_outlier_weight")
+            apart = new.add("MatMul", [values, rows], f"{base}_outliers")
+            result = new.add("Add", [result, apart], f"{base}_with_outliers")
         if found.bias is not None and (bias := node.inputs[found.bias]) is not None:
-            new.append(names.node("Add", [result.outputs[0], bias], f"{node.name}_biased"))
-        for floating in (cast, scales, *new[3:]):
-            floating.outputs[0].dtype = ir.DataType.FLOAT
-        self.graph.insert_before(node, new)
-        names.supplant(node, new[-1].outputs[0])
+            result = new.add("Add", [result, bias], f"{base}_biased")
+        self.graph.insert_before(node, new.nodes)
+        self.names.supplant(node, result)
 
-    def _activation(self, node: ir.Node) -> ir.Node:
-        activation = node.inputs[0]
-        assert activation is not None
-        key = activation.name or ""
+    def _activation(self, node: ir.Node, width: int) -> _Activation:
+        """Return what is made of the node's input, whose rows have ``width`` values; once for all its readers."""
+        value = node.inputs[0]
+        assert value is not None
+        key = value.name or ""
         if key not in self.activations:
-            made = self.names.node("DynamicQuantizeLinear", [activation], f"{key}_dynamic", 3)
-            types = (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8)
-            for output, dtype in zip(made.outputs, types, strict=True):
-                output.dtype = dtype
-            self.names.place(activation, [made])
-            self.activations[key] = made
+            new = _Chain(self.names)
+            kept, outliers, row = value, None, None
+            if self.plan.llm_int8_threshold is not None:
+                kept, outliers = self._separated(new, value, width, self.plan.llm_int8_threshold)
+            if self.plan.per_token:
+                largest = new.add("Abs", [kept], f"{key}_row_magnitudes")
+                last = self.names.constant(f"{key}_last_axis", np.array([-1]))
+                largest = new.add("ReduceMax", [largest, last], f"{key}_row_largest")
+                row = new.add("Max", [largest, self._number(f"{key}_row_least", _TINY)], f"{key}_row_scale")
+                kept = new.add("Div", [kept, row], f"{key}_by_row")
+            quantized, scale, zero_point = new.add_all("DynamicQuantizeLinear", [kept], f"{key}_dynamic", _QUANTIZED)
+            self.names.place(value, new.nodes)
+            self.activations[key] = _Activation(quantized=(quantized, scale, zero_point), row=row, outliers=outliers)
         return self.activations[key]
+
+    def _separated(
+        self, new: _Chain, value: ir.Value, width: int, threshold: float
+    ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
+        """Return the tensor with zeros in its outlier columns, and those columns' indices and values.
+
+        A float product of no column at all is zero in ONNX Runtime, so batches without outliers need no branch.
+        """
+        key, names = value.name or "", self.names
+        magnitudes = new.add("Abs", [value], f"{key}_magnitudes")
+        flat = names.constant(f"{key}_as_rows", np.array([-1, width]))
+        magnitudes = new.add("Reshape", [magnitudes, flat], f"{key}_magnitudes_rows")
+        first = names.constant(f"{key}_first_axis", np.array([0]))
+        largest = new.add("ReduceMax", [magnitudes, first], f"{key}_column_largest", keepdims=0)
+        limit = self._number(f"{key}_threshold", threshold)
+        is_outlier = new.add("Greater", [largest, limit], f"{key}_is_outlier", ir.DataType.BOOL)
+        ordinary = new.add("Not", [is_outlier], f"{key}_is_ordinary", ir.DataType.BOOL)
+        ordinary = new.add("Cast", [ordinary], f"{key}_ordinary", to=_FLOAT.value)
+        kept = new.add("Mul", [value, ordinary], f"{key}_without_outliers")
+        found = new.add("NonZero", [is_outlier], f"{key}_outlier_places", ir.DataType.INT64)
+        all_of_it = names.constant(f"{key}_one_axis", np.array([-1]))
+        columns = new.add("Reshape", [found, all_of_it], f"{key}_outlier_columns", ir.DataType.INT64)
+        return kept, (columns, new.add("Gather", [value, columns], f"{key}_outliers", axis=-1))
+
+    def _number(self, name: str, number: float) -> ir.Value:
+        return self.names.constant(name, np.array(number, np.float32))
 
     def _weight(self, node: ir.Node, found: Operands, spec: QuantSpec) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return the int8 weight ``[in, out]``, its scales and its zero points."""
@@ -93,6 +159,31 @@ class _Dynamic:
                 self.names.constant(f"{value.name}_zero_point", np.zeros(weight.scale.shape, np.int8)),
             )
         return self.weights[key]
+
+
+class _Chain:
+    """Nodes in the order in which they are made, with free names and known types."""
+
+    def __init__(self, names: Inserter) -> None:
+        self.names = names
+        self.nodes: list[ir.Node] = []
+
+    def add(
+        self, op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType = _FLOAT, **attributes: int
+    ) -> ir.Value:
+        """Make a node and return its only output."""
+        (output,) = self.add_all(op_type, inputs, name, (dtype,), **attributes)
+        return output
+
+    def add_all(
+        self, op_type: str, inputs: list[ir.Value], name: str, dtypes: tuple[ir.DataType, ...], **attributes: int
+    ) -> tuple[ir.Value, ...]:
+        """Make a node and return its outputs, one for each type."""
+        node = self.names.node(op_type, inputs, name, len(dtypes), attributes)
+        for output, dtype in zip(node.outputs, dtypes, strict=True):
+            output.dtype = dtype
+        self.nodes.append(node)
+        return tuple(node.outputs)
 
 
 def _transposed(tensor: ir.TensorProtocol) -> ir.LazyTensor:
