@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from calibrators.collector import Statistics
+from pipeline.errors import RecipeError
 from pipeline.graph.prepare import Prepared
 from pipeline.notices import notice
 from pipeline.policy.overrides import read_overrides
+from pipeline.quantize.schemes import chosen
 from pipeline.recipe import Recipe
 from pipeline.report.contract import Report
 from pipeline.report.measured import VerdictStatus
@@ -25,7 +27,8 @@ from pipeline.stages.publishing import publish
 from pipeline.stages.quantization import plan, quantize
 from pipeline.stages.reporting import Outcome, write_reports
 from pipeline.stages.rounding import rounding
-from pipeline.stages.run import OVERRIDES, BuildOptions, Run, stored_recipe
+from pipeline.stages.run import OVERRIDES, RECIPE, BuildOptions, Run, stored_recipe
+from pipeline.stages.simulation import Simulated, calibrated, simulate_schemes, simulated_recipe
 from pipeline.stages.smoothing import smooth
 from pipeline.stages.source import export, prepare
 from pipeline.stages.validation import judge, validate
@@ -33,7 +36,7 @@ from pipeline.stages.variants import Variants
 from pipeline.types import Progress, silent
 from pipeline.validation.extract import Extracted
 
-__all__ = ["BuildOptions", "BuildResult", "build", "extract", "profile"]
+__all__ = ["BuildOptions", "BuildResult", "build", "extract", "profile", "simulate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +130,37 @@ def profile(recipe: Recipe, directory: Path, *, progress: Progress = silent) -> 
     run = Run(recipe, directory, BuildOptions(), progress)
     with run.running():
         return profile_nodes(run, to_variants(run))
+
+
+def simulate(
+    recipe: Recipe, directory: Path, *, schemes: Sequence[str] = (), progress: Progress = silent
+) -> tuple[Simulated, ...]:
+    """Measure what quantization schemes cost the model, those that no target executes too; deploys nothing.
+
+    Args:
+        recipe: The model, its data, and which nodes to quantize; precisions and targets are the schemes' own.
+        directory: Where measurements are kept; no build's.
+        schemes: Names from :data:`pipeline.quantize.schemes.SCHEMES`; all if none are given.
+        progress: Told how far each long stage is.
+
+    Raises:
+        RecipeError: There is no such scheme, the directory holds a build, or there is no data.
+        PipelineError: As for :func:`build`.
+    """
+    wanted = chosen(tuple(schemes))
+    if (directory / RECIPE).exists():
+        raise RecipeError(
+            "The folder holds a build, whose files a simulation would replace.",
+            where=str(directory),
+            fix="Give simulate a folder of its own (-o).",
+        )
+    run = Run(simulated_recipe(recipe), directory, BuildOptions(), progress)
+    with run.running(record=False):
+        exported = export(run)
+        canonical = prepare(run, exported)
+        needed = any(map(calibrated, wanted)) or recipe.policy.outlier_threshold is not None
+        statistics = calibrate(run, exported, canonical) if needed else None
+        return simulate_schemes(run, exported, canonical, statistics, wanted)
 
 
 def extract(directory: Path, nodes: Sequence[str], out: Path, *, variant: str | None = None) -> Extracted:

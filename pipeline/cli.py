@@ -16,6 +16,7 @@ from pipeline.cli_flags import (
     Flags,
     PublishFlags,
     RecipeCommand,
+    SimulateFlags,
     check_stage,
     shard_of,
     takes,
@@ -261,6 +262,25 @@ def profile(ctx: typer.Context, flags: Flags) -> None:
         output.show_json({"costs": str(costs)})
     else:
         output.show(f"{output.costs_in_words(costs)}\nwrote {costs}; to plan with it, build with --costs {costs}")
+
+
+@app.command(cls=RecipeCommand)
+@takes(SimulateFlags)
+def simulate(ctx: typer.Context, flags: SimulateFlags) -> None:
+    """Compare quantization schemes on a model, those that no target executes too; deploys nothing."""
+    from pipeline.build import simulate as run
+    from pipeline.report.schemes import scheme_table
+
+    recipe, directory = _recipe(ctx, flags)
+    if flags.output is None:
+        directory = ctx.meta[_DIRECTORY] = directory.with_name(f"{directory.name}-schemes")
+    with output.watching() as progress, output.only_results_on_stdout():
+        found = run(recipe, directory, schemes=flags.scheme or (), progress=progress)
+    rows = [scheme.to_dict() for scheme in found]
+    if flags.json:
+        output.show_json({"directory": str(directory), "schemes": rows})
+        return
+    output.show_table(scheme_table(rows).render())
 
 
 @app.command()

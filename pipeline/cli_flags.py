@@ -209,6 +209,16 @@ class CalibrateFlags(Flags):
     ] = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulateFlags(Flags):
+    """Flags of ``simulate``."""
+
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this scheme; may be repeated. All if not given.", rich_help_panel=_RUN),
+    ] = None
+
+
 _Kind = TypeVar("_Kind")
 
 

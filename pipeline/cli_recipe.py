@@ -86,10 +86,16 @@ def source_of(model: str) -> dict[str, str]:
     """Return the ``source`` section that ``model`` means.
 
     Raises:
-        RecipeError: There is no such file, or a folder holds no model or several.
+        RecipeError: There is no such file, or a folder holds no model, several, or simulations of schemes.
     """
     path = Path(model).expanduser()
     if path.is_dir():
+        if (path / "simulations").is_dir():
+            raise RecipeError(
+                "The folder holds simulations of schemes, which are not models: there is nothing to compile or publish.",
+                where=model,
+                fix="Name the model that was simulated.",
+            )
         if (path / "config.json").is_file():
             return {"huggingface": str(path)}
         found = sorted(path.glob("*.onnx"))

@@ -37,6 +37,9 @@ EXTERNAL_DATA_THRESHOLD_BYTES = 1024
 CHUNK_BYTES = 16 << 20
 """Large tensors are streamed in pieces of this size."""
 
+SIMULATION = "simulated_quantization_scheme"
+"""Metadata key of a float graph with a scheme's rounding in it (:mod:`pipeline.quantize.simulate`); its value names the scheme."""
+
 
 def load(path: Path) -> ir.Model:
     """Return the model at ``path``; weights are mapped, not read.
@@ -61,6 +64,22 @@ def load(path: Path) -> ir.Model:
         ir.external_data.set_base_dir(function.graph, path.parent.resolve())
     _check_order(model, path)
     return model
+
+
+def refuse_simulation(model: ir.Model, path: Path) -> None:
+    """Refuse a model that only simulates a quantization scheme.
+
+    Raises:
+        ModelError: Names the scheme.
+    """
+    scheme = model.metadata_props.get(SIMULATION)
+    if scheme is not None:
+        raise ModelError(
+            f"The model is a simulation of the scheme {scheme}: it computes in float what the scheme would round, "
+            "and is no model to compile or publish.",
+            where=str(path),
+            fix="Start from the model that was simulated.",
+        )
 
 
 def _check_order(model: ir.Model, path: Path) -> None:

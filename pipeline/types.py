@@ -50,6 +50,8 @@ class QuantDType(StrEnum):
     INT8 = "int8"
     UINT8 = "uint8"
     FP8_E4M3 = "fp8_e4m3"
+    FP8_E5M2 = "fp8_e5m2"
+    """Simulated only: no runtime of a target multiplies it."""
     INT4 = "int4"
     FP4_E2M1 = "fp4_e2m1"
 
@@ -68,6 +70,7 @@ _LIMITS = {
     QuantDType.INT8: (-128.0, 127.0),
     QuantDType.UINT8: (0.0, 255.0),
     QuantDType.FP8_E4M3: (-448.0, 448.0),
+    QuantDType.FP8_E5M2: (-57344.0, 57344.0),
     QuantDType.INT4: (-8.0, 7.0),
     QuantDType.FP4_E2M1: (-6.0, 6.0),
 }
@@ -101,7 +104,7 @@ class Range:
         """Return ``(scale, zero_point)`` of the affine map ``real = scale * (quantized - zero_point)``.
 
         The range is first widened to hold 0, so that zero (padding, ReLU) stays exact. Symmetric INT8 uses
-        ``amax / 127`` (UINT8 too, about zero point 128) (UINT8 the same about 128), symmetric FP8 ``amax / 448``; an all-zero range gets scale 1.
+        ``amax / 127`` (UINT8 too, about zero point 128), symmetric FP8 ``amax / 448`` (E5M2: 57344); an all-zero range gets scale 1.
         The scale is rounded to float32, the zero point computed from the rounded scale.
         """
         low, high = min(self.min, 0.0), max(self.max, 0.0)

@@ -93,10 +93,11 @@ def prepare(
         progress: Told of steps done.
 
     Raises:
-        ModelError: The model is broken, quantized, not convertible, or its canonical form computes something else.
+        ModelError: The model is broken, quantized, a simulation, not convertible, or its canonical form computes something else.
         StoreError: ``out`` cannot be written.
     """
     model = files.load(onnx)
+    files.refuse_simulation(model, onnx)
     opset_from = opset(model)
     try:
         inputs = files.inputs(model)

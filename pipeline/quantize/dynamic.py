@@ -18,14 +18,12 @@ import onnx_ir as ir
 
 from pipeline.graph.operands import Operands, operands
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.chain import FLOAT, Chain, outlier_columns, row_largest
 from pipeline.quantize.insert import Inserter
 from pipeline.quantize.weights import round_to_nearest
 from pipeline.types import Array, Progress, QuantSpec, silent
 
-_FLOAT = ir.DataType.FLOAT
-_QUANTIZED = (ir.DataType.UINT8, _FLOAT, ir.DataType.UINT8)
-_TINY = 1e-30
-"""Least scale of a row: rows of zeros stay zeros."""
+_QUANTIZED = (ir.DataType.UINT8, FLOAT, ir.DataType.UINT8)
 
 
 def insert_dynamic(model: ir.Model, plan: PrecisionPlan, progress: Progress = silent) -> None:
@@ -75,20 +73,20 @@ class _Dynamic:
         self.names.drop_unused()
 
     def _product(self, node: ir.Node, found: Operands, spec: QuantSpec) -> None:
-        base, new = node.name or "", _Chain(self.names)
+        base, new = node.name or "", Chain(self.names)
         integer, weight_scale, zero = self._weight(node, found, spec)
         activation = self._activation(node, found.weight_shape(node)[1 - (found.channel_axis or 0)])
         quantized, scale, zero_point = activation.quantized
         scales = new.add("Mul", [scale, weight_scale], f"{base}_scales")
         product = new.add("MatMulInteger", [quantized, integer, zero_point, zero], f"{base}_integer", ir.DataType.INT32)
-        cast = new.add("Cast", [product], f"{base}_cast", to=_FLOAT.value)
+        cast = new.add("Cast", [product], f"{base}_cast", to=FLOAT.value)
         result = new.add("Mul", [cast, scales], f"{base}_scaled")
         if activation.row is not None:
             result = new.add("Mul", [result, activation.row], f"{base}_by_row")
         if activation.outliers is not None:
             columns, values = activation.outliers
             rows = new.add("Gather", [integer, columns], f"{base}_outlier_rows", ir.DataType.INT8, axis=0)
-            rows = new.add("Cast", [rows], f"{base}_outlier_rows_cast", to=_FLOAT.value)
+            rows = new.add("Cast", [rows], f"{base}_outlier_rows_cast", to=FLOAT.value)
             rows = new.add("Mul", [rows, weight_scale], f"{base}_outlier_weight")
             apart = new.add("MatMul", [values, rows], f"{base}_outliers")
             result = new.add("Add", [result, apart], f"{base}_with_outliers")
@@ -103,15 +101,12 @@ class _Dynamic:
         assert value is not None
         key = value.name or ""
         if key not in self.activations:
-            new = _Chain(self.names)
+            new = Chain(self.names)
             kept, outliers, row = value, None, None
             if self.plan.llm_int8_threshold is not None:
                 kept, outliers = self._separated(new, value, width, self.plan.llm_int8_threshold)
             if self.plan.per_token:
-                largest = new.add("Abs", [kept], f"{key}_row_magnitudes")
-                last = self.names.constant(f"{key}_last_axis", np.array([-1]))
-                largest = new.add("ReduceMax", [largest, last], f"{key}_row_largest")
-                row = new.add("Max", [largest, self._number(f"{key}_row_least", _TINY)], f"{key}_row_scale")
+                row = row_largest(new, kept, key)
                 kept = new.add("Div", [kept, row], f"{key}_by_row")
             quantized, scale, zero_point = new.add_all("DynamicQuantizeLinear", [kept], f"{key}_dynamic", _QUANTIZED)
             self.names.place(value, new.nodes)
@@ -119,30 +114,21 @@ class _Dynamic:
         return self.activations[key]
 
     def _separated(
-        self, new: _Chain, value: ir.Value, width: int, threshold: float
+        self, new: Chain, value: ir.Value, width: int, threshold: float
     ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
         """Return the tensor with zeros in its outlier columns, and those columns' indices and values.
 
         A float product of no column at all is zero in ONNX Runtime, so batches without outliers need no branch.
         """
-        key, names = value.name or "", self.names
-        magnitudes = new.add("Abs", [value], f"{key}_magnitudes")
-        flat = names.constant(f"{key}_as_rows", np.array([-1, width]))
-        magnitudes = new.add("Reshape", [magnitudes, flat], f"{key}_magnitudes_rows")
-        first = names.constant(f"{key}_first_axis", np.array([0]))
-        largest = new.add("ReduceMax", [magnitudes, first], f"{key}_column_largest", keepdims=0)
-        limit = self._number(f"{key}_threshold", threshold)
-        is_outlier = new.add("Greater", [largest, limit], f"{key}_is_outlier", ir.DataType.BOOL)
+        key = value.name or ""
+        is_outlier = outlier_columns(new, value, width, threshold)
         ordinary = new.add("Not", [is_outlier], f"{key}_is_ordinary", ir.DataType.BOOL)
-        ordinary = new.add("Cast", [ordinary], f"{key}_ordinary", to=_FLOAT.value)
+        ordinary = new.add("Cast", [ordinary], f"{key}_ordinary", to=FLOAT.value)
         kept = new.add("Mul", [value, ordinary], f"{key}_without_outliers")
         found = new.add("NonZero", [is_outlier], f"{key}_outlier_places", ir.DataType.INT64)
-        all_of_it = names.constant(f"{key}_one_axis", np.array([-1]))
+        all_of_it = new.integers(f"{key}_one_axis", -1)
         columns = new.add("Reshape", [found, all_of_it], f"{key}_outlier_columns", ir.DataType.INT64)
         return kept, (columns, new.add("Gather", [value, columns], f"{key}_outliers", axis=-1))
-
-    def _number(self, name: str, number: float) -> ir.Value:
-        return self.names.constant(name, np.array(number, np.float32))
 
     def _weight(self, node: ir.Node, found: Operands, spec: QuantSpec) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return the int8 weight ``[in, out]``, its scales and its zero points."""
@@ -159,31 +145,6 @@ class _Dynamic:
                 self.names.constant(f"{value.name}_zero_point", np.zeros(weight.scale.shape, np.int8)),
             )
         return self.weights[key]
-
-
-class _Chain:
-    """Nodes in the order in which they are made, with free names and known types."""
-
-    def __init__(self, names: Inserter) -> None:
-        self.names = names
-        self.nodes: list[ir.Node] = []
-
-    def add(
-        self, op_type: str, inputs: list[ir.Value], name: str, dtype: ir.DataType = _FLOAT, **attributes: int
-    ) -> ir.Value:
-        """Make a node and return its only output."""
-        (output,) = self.add_all(op_type, inputs, name, (dtype,), **attributes)
-        return output
-
-    def add_all(
-        self, op_type: str, inputs: list[ir.Value], name: str, dtypes: tuple[ir.DataType, ...], **attributes: int
-    ) -> tuple[ir.Value, ...]:
-        """Make a node and return its outputs, one for each type."""
-        node = self.names.node(op_type, inputs, name, len(dtypes), attributes)
-        for output, dtype in zip(node.outputs, dtypes, strict=True):
-            output.dtype = dtype
-        self.nodes.append(node)
-        return tuple(node.outputs)
 
 
 def _transposed(tensor: ir.TensorProtocol) -> ir.LazyTensor:

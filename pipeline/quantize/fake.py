@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +11,11 @@ import numpy.typing as npt
 from pipeline.types import Array, QuantDType, QuantSpec, Range
 
 F32 = npt.NDArray[np.float32]
+_FLOATS: dict[QuantDType, np.dtype[Any]] = {
+    QuantDType.FP8_E4M3: np.dtype(ml_dtypes.float8_e4m3fn),
+    QuantDType.FP8_E5M2: np.dtype(ml_dtypes.float8_e5m2),
+    QuantDType.FP4_E2M1: np.dtype(ml_dtypes.float4_e2m1fn),
+}
 
 
 def fake_quantize(values: F32, limits: Range, spec: QuantSpec) -> F32:
@@ -29,11 +36,9 @@ def fake_quantize_weight(weight: F32, spec: QuantSpec) -> F32:
 def nearest(steps: Array, dtype: QuantDType) -> Array:
     """Return the nearest values that a type holds, ties to even, in the array's own float type; beyond it saturates."""
     clipped = np.clip(steps, dtype.qmin, dtype.qmax)
-    if dtype is QuantDType.FP8_E4M3:
-        found: Array = clipped.astype(ml_dtypes.float8_e4m3fn).astype(steps.dtype)
+    narrow = _FLOATS.get(dtype)
+    if narrow is not None:
+        found: Array = clipped.astype(narrow).astype(steps.dtype)
         return found
-    if dtype is QuantDType.FP4_E2M1:
-        narrow: Array = clipped.astype(ml_dtypes.float4_e2m1fn).astype(steps.dtype)
-        return narrow
     rounded: Array = np.rint(clipped)
     return rounded

@@ -21,6 +21,7 @@ IR_DTYPES = {
     QuantDType.INT8: ir.DataType.INT8,
     QuantDType.UINT8: ir.DataType.UINT8,
     QuantDType.FP8_E4M3: ir.DataType.FLOAT8E4M3FN,
+    QuantDType.FP8_E5M2: ir.DataType.FLOAT8E5M2,
     QuantDType.INT4: ir.DataType.INT4,
     QuantDType.FP4_E2M1: ir.DataType.FLOAT4E2M1,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.report.contract import Report, TargetStatus
@@ -54,9 +55,12 @@ def slower_engines(report: Report) -> str:
 
 def worst_output(validation: Validation) -> tuple[str, OutputMetrics] | None:
     """Return the output that lost most (least SQNR, or least share of equal values), with its name."""
-    if not validation.outputs:
-        return None
-    return min(validation.outputs.items(), key=_quality)
+    return worst(validation.outputs)
+
+
+def worst(outputs: Mapping[str, OutputMetrics] | None) -> tuple[str, OutputMetrics] | None:
+    """Return the one of these outputs that lost most, with its name; ``None`` without outputs."""
+    return min(outputs.items(), key=_quality) if outputs else None
 
 
 def worst_figure(validation: Validation) -> str:

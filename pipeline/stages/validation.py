@@ -75,8 +75,8 @@ def _measured(
             mode=Mode.MEASURED if built else mode,
             engine=gpu,
             threads=run.recipe.threads,
-            task=open_task(_with_tokenizer(section, made.exported), inputs),
-            prompts=open_prompts(_with_tokenizer(section, made.exported), inputs),
+            task=open_task(with_tokenizer(section, made.exported), inputs),
+            prompts=open_prompts(with_tokenizer(section, made.exported), inputs),
             latency=LatencyOptions(batches=section.latency_batches) if section.latency else None,
             layers=LayerOptions(nodes=nodes) if section.per_layer else None,
             unquantized=made.floats[engine.family].path,
@@ -134,7 +134,8 @@ def _check_heldout(
     )
 
 
-def _with_tokenizer(section: Validation, exported: Exported) -> Validation:
+def with_tokenizer(section: Validation, exported: Exported) -> Validation:
+    """Return the section with the source's own tokenizer where it names none."""
     if section.tokenizer is not None or exported.folder is None:
         return section
     return section.model_copy(update={"tokenizer": exported.folder})

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from engines.tensorrt.profiles import Profile
+from pipeline import model as models
 from pipeline.errors import PublishError
 from pipeline.memory import open_session
 from pipeline.types import Feeds, TensorInfo
@@ -148,7 +149,9 @@ def onnx_model(
 
     Raises:
         EngineError: ONNX Runtime cannot load the model.
+        ModelError: The model only simulates a quantization scheme.
     """
+    models.refuse_simulation(models.load(engine), engine)
     live = open_session(engine, threads=1, optimize=False)
     return ServedModel(
         name=name,

@@ -1,0 +1,176 @@
+"""What quantization schemes cost a model in accuracy, measured on simulations: a side line of the build that deploys nothing."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calibrators.collector import Statistics
+from calibrators.sketch import Sketch
+from pipeline import model as models
+from pipeline.errors import PolicyError, QuantizeError, RecipeError
+from pipeline.graph.prepare import Prepared
+from pipeline.graph.roles import find_roles
+from pipeline.notices import notice
+from pipeline.policy.plan import PrecisionPlan
+from pipeline.policy.planning import Evidence
+from pipeline.policy.planning import plan as make_plan
+from pipeline.policy.remarks import remark
+from pipeline.policy.rules import candidates
+from pipeline.policy.skip import outlier_ratios
+from pipeline.quantize.schemes import Scales, Scheme
+from pipeline.quantize.simulate import products
+from pipeline.quantize.simulate import simulate as write_simulation
+from pipeline.recipe import Preset, Recipe
+from pipeline.sources.export import Exported
+from pipeline.stages.run import Run
+from pipeline.stages.validation import with_tokenizer
+from pipeline.types import Precision, Range
+from pipeline.validation.measurement import Measurements, Mode
+from pipeline.validation.tasks import open_task
+from pipeline.validation.validate import ValidateOptions
+from pipeline.validation.validate import validate as measure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """One scheme on one model.
+
+    Attributes:
+        scheme: What was simulated.
+        quantized: How many products it quantized.
+        products: Of how many.
+        measurements: Against FP32; of a simulation, so neither latency nor size.
+    """
+
+    scheme: Scheme
+    quantized: int
+    products: int
+    measurements: Measurements
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON; ``deployable`` and ``runs_on`` say what exists outside of the simulation."""
+        weights, activations = self.scheme.in_words()
+        return {
+            "scheme": self.scheme.name,
+            "weights": weights,
+            "activations": activations,
+            "deployable": self.scheme.deployable,
+            "runs_on": self.scheme.runs_on,
+            "quantized": self.quantized,
+            "products": self.products,
+            "measurements": self.measurements.to_dict(),
+        }
+
+
+def simulated_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe whose plan says which nodes schemes quantize: what the policy quantizes, all of it in INT8."""
+    policy = recipe.policy
+    rules = tuple(
+        r.model_copy(update={"precision": Precision.INT8}) if r.precision.quantized else r for r in policy.rules
+    )
+    preset = policy.preset if policy.preset is Preset.INT8_ALL else Preset.INT8
+    update = {"preset": preset, "rules": rules, "activations": "static", "llm_int8_threshold": None}
+    return recipe.model_copy(update={"policy": policy.model_copy(update=update), "targets": ("cpu",)})
+
+
+def simulate_schemes(
+    run: Run, exported: Exported, canonical: Prepared, statistics: Statistics | None, schemes: Sequence[Scheme]
+) -> tuple[Simulated, ...]:
+    """Return what every scheme costs on held-out data, or on calibration's where there is no other.
+
+    Each simulation is written, measured and removed before the next; only the measurements stay, in ``simulations/``.
+
+    Raises:
+        RecipeError: There is no data.
+        PolicyError: The policy quantizes no product.
+        QuantizeError: A scheme has static scales, and calibration saw no finite values of a tensor.
+    """
+    inputs = models.inputs(models.load(canonical.path))
+    section = run.recipe.validate_
+    data = run.open(section, exported, inputs)
+    if data is None:
+        data = run.open(run.recipe.calibration, exported, inputs)
+        notice("simulated-on-calibration", "No held-out data was given, so schemes are measured on calibration data.")
+    if data is None:
+        raise RecipeError(
+            "There is no data to measure schemes on.", where="calibration.data", fix="Give --calibration DATA."
+        )
+    plan = _planned(run, canonical, statistics)
+    ranges = _ranges(canonical, plan, statistics) if any(calibrated(s) for s in schemes) else {}
+    options = ValidateOptions(
+        mode=Mode.EMULATED,
+        threads=run.recipe.threads,
+        task=open_task(with_tokenizer(section, exported), inputs),
+        latency=None,
+    )
+    key = {
+        "model": canonical.path,
+        "plan": plan.to_json(),
+        "data": data.digest(),
+        "labels": Path(section.labels) if section.labels else None,
+        "section": section.model_dump(mode="json", include={"task", "labels", "stride"}),
+        "threads": run.recipe.threads,
+    }
+    found = []
+    for scheme in schemes:
+        out = f"simulations/{scheme.name}.json"
+
+        def produce(work: Path, scheme: Scheme = scheme, out: str = out) -> None:
+            with tempfile.TemporaryDirectory(dir=work) as folder:
+                path = Path(folder) / "model.onnx"
+                quantized, of = write_simulation(canonical.path, plan, scheme, ranges, path)
+                measured = measure(canonical.path, path, data, options=options, progress=run.progress)
+            made = Simulated(scheme=scheme, quantized=quantized, products=of, measurements=measured)
+            (work / out).write_text(json.dumps(made.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+        own = {"ranges": {t: [r.min, r.max] for t, r in ranges.items()} if calibrated(scheme) else None}
+        path = run.stage(f"simulate/{scheme.name}", key | own | {"scheme": repr(scheme)}, [out], produce).paths[out]
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        measured = Measurements.from_dict(stored["measurements"], where=str(path))
+        found.append(
+            Simulated(scheme=scheme, quantized=stored["quantized"], products=stored["products"], measurements=measured)
+        )
+    return tuple(found)
+
+
+def _planned(run: Run, canonical: Prepared, statistics: Statistics | None) -> PrecisionPlan:
+    (family,) = run.families
+    model, policy = models.load(canonical.path), run.policies[family]
+    roles = find_roles(model)
+    spread = outlier_ratios(statistics) if policy.outlier_threshold is not None and statistics is not None else {}
+    plan = make_plan(model, roles, policy, family, Evidence(outliers=spread, smoothable=False))
+    remark(plan, candidates(model, roles), policy)
+    if not products(model, plan):
+        raise PolicyError(
+            "The policy quantizes no product with a constant weight, so there is nothing to compare.",
+            where="policy",
+            fix="See which nodes stay high, and why: python -m pipeline build --dry-run.",
+        )
+    return plan
+
+
+def _ranges(canonical: Prepared, plan: PrecisionPlan, statistics: Statistics | None) -> Mapping[str, Range]:
+    """Return the least and largest value that calibration saw of everything that a product reads."""
+    found = {}
+    for node, _ in products(models.load(canonical.path), plan).values():
+        value = node.inputs[0]
+        assert value is not None
+        sketch = statistics.get(value.name or "") if statistics is not None else None
+        if not isinstance(sketch, Sketch) or not sketch.count or sketch.nonfinite:
+            raise QuantizeError(
+                "Calibration saw no values of the tensor, or some that are NaN or infinite.",
+                where=f"tensor {value.name}",
+                fix="Give --calibration DATA that is finite, or compare schemes with dynamic scales only (--scheme).",
+            )
+        found[value.name or ""] = Range(min=float(sketch.min), max=float(sketch.max))
+    return found
+
+
+def calibrated(scheme: Scheme) -> bool:
+    """Whether the scheme has scales that calibration finds."""
+    return scheme.activations is not None and scheme.scales is Scales.STATIC

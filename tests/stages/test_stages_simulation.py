@@ -1,0 +1,97 @@
+"""The command that compares schemes, those that no target executes among them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.build import simulate
+from pipeline.cli import app
+from pipeline.errors import PolicyError, RecipeError
+from pipeline.notices import collecting
+from pipeline.quantize.schemes import SCHEMES, SIMULATION_ONLY
+from tests.stages.builds import recipe
+
+
+def command(*args: str) -> Any:
+    return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def test_every_scheme_is_measured_and_says_what_executes_it(inputs: Path, tmp_path: Path) -> None:
+    data = ["--calibration", inputs / "calibration.npz", "--validate", inputs / "heldout.npz", "-o", tmp_path / "s"]
+    result = command("simulate", inputs / "bert.onnx", *data, "--json")
+    assert result.exit_code == 0, result.output
+    rows = {row["scheme"]: row for row in json.loads(result.stdout)["schemes"]}
+    assert list(rows) == list(SCHEMES)
+    for name, row in rows.items():
+        assert row["deployable"] is SCHEMES[name].deployable
+        assert (row["runs_on"] == SIMULATION_ONLY) is not row["deployable"]
+        assert row["measurements"]["mode"] == "emulated"
+        assert row["measurements"]["engine_bytes"] is row["measurements"]["latency_ms"] is None
+        assert row["quantized"] == row["products"] == 12
+        assert row == json.loads((tmp_path / f"s/simulations/{name}.json").read_text())
+    outputs = {n: r["measurements"]["stages"]["qdq_plain"] for n, r in rows.items()}
+    sqnr = {n: min(o["sqnr_db"] for o in found.values()) for n, found in outputs.items()}
+    assert sqnr["int8-block-32"] > sqnr["int8-per-token"] > sqnr["int8"]
+    assert sqnr["fp8-e4m3"] > sqnr["fp8-e4m3-e5m2"] > sqnr["fp8-e5m2"]
+    # A mantissa bit fewer doubles the steps: 6 dB.
+    assert sqnr["fp8-e4m3"] - sqnr["fp8-e5m2"] == pytest.approx(6.0, abs=1.0)
+
+
+def test_the_table_says_that_nothing_is_deployed_and_there_is_nothing_to_publish(inputs: Path, tmp_path: Path) -> None:
+    data = ["--calibration", inputs / "calibration.npz", "-o", tmp_path / "s"]
+    schemes = ["--scheme", "fp8-e5m2", "--scheme", "int8-block-64"]
+    result = command("simulate", inputs / "bert.onnx", *data, *schemes)
+    assert result.exit_code == 0, result.output
+    assert "nothing here is deployed" in result.stdout
+    assert " ".join(result.stdout.split()).count("simulation only") == 2
+    assert "measured on calibration data" in " ".join(result.stderr.split())
+    assert [p.name for p in (tmp_path / "s").rglob("*.onnx")] == ["model.fp32.onnx"]
+    for name in ("publish", "compile", "build"):
+        refused = command(name, tmp_path / "s", "-o", tmp_path / "out")
+        assert refused.exit_code == 2
+        assert "simulations of schemes" in " ".join(refused.stderr.split())
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_measures_nothing_again(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = simulate(recipe(inputs), tmp_path / "s", schemes=["int8-per-token"])
+    monkeypatch.setattr("pipeline.stages.simulation.measure", None)
+    assert simulate(recipe(inputs), tmp_path / "s", schemes=["int8-per-token"]) == first
+
+
+def test_a_policy_decides_what_schemes_quantize_and_says_what_it_names_in_vain(inputs: Path, tmp_path: Path) -> None:
+    rules = [{"role": "ffn", "precision": "fp32"}]
+    made = recipe(inputs, policy={"preset": "fp8", "rules": rules, "skip": ["layer.7"]}, targets=["h100"])
+    with collecting() as notices:
+        (found,) = simulate(made, tmp_path / "s", schemes=["int8-per-token"])
+    assert (found.quantized, found.products) == (8, 8)
+    assert [n.code for n in notices] == ["skip-unmatched"]
+    everything = recipe(inputs, policy={"rules": [{"role": "*", "precision": "fp32"}]})
+    with pytest.raises(PolicyError, match="quantizes no product"):
+        simulate(everything, tmp_path / "t")
+
+
+def test_dynamic_schemes_need_no_calibration_data_and_static_ones_do(inputs: Path, tmp_path: Path) -> None:
+    made = recipe(inputs, calibration={"data": None})
+    (found,) = simulate(made, tmp_path / "s", schemes=["int8-block-32"])
+    assert found.measurements.samples == 16
+    with pytest.raises(RecipeError, match="needs calibration data"):
+        simulate(made, tmp_path / "s", schemes=["fp8-e5m2"])
+    with pytest.raises(RecipeError, match="no data to measure schemes on"):
+        simulate(
+            recipe(inputs, calibration={"data": None}, validate={"data": None}),
+            tmp_path / "s",
+            schemes=["int8-block-32"],
+        )
+
+
+def test_a_builds_folder_and_an_unknown_scheme_are_refused(inputs: Path, built: Any, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="holds a build"):
+        simulate(recipe(inputs), built.directory)
+    with pytest.raises(RecipeError, match="no scheme 'int3'"):
+        simulate(recipe(inputs), tmp_path / "s", schemes=["int3"])
