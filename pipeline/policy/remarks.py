@@ -9,7 +9,7 @@ from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import SHARED
 from pipeline.policy.rules import Candidate, conditions
-from pipeline.policy.skip import named
+from pipeline.policy.skip import skips
 from pipeline.recipe import PolicyConfig, RuleConfig
 
 
@@ -29,9 +29,9 @@ def remark(
     """
     for index, config in enumerate(policy.rules):
         _remark_rule(plan, found, config, where=f"policy.rules[{index}]")
-    names = sorted(c.name for c in found)
+    names = sorted({name for c in found for name in c.names})
     for pattern in policy.skip:
-        if not any(named(pattern, name) for name in names):
+        if not any(skips(pattern, candidate) for candidate in found):
             near = _nearest(pattern, names)
             notice("skip-unmatched", f"No node is named {pattern!r}; the nearest is {near}.", where="policy.skip")
     static = any(f.activations is not None for f in plan.formats.values()) and not plan.dynamic
@@ -78,7 +78,7 @@ def _unmet(found: tuple[Candidate, ...], config: RuleConfig) -> str:
             existing = {
                 "role": {str(c.role.role) for c in found},
                 "op_type": {c.node.op_type for c in found},
-                "name": {c.name for c in found},
+                "name": {name for c in found for name in c.names},
             }[condition]
             near = _nearest(str(getattr(config, condition)), sorted(existing))
             return f"the model has no such {condition.replace('_', ' ')}; the nearest is {near}."

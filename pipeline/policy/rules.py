@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from pipeline.graph.operands import Operands, operands
 from pipeline.recipe import Preset, RuleConfig
+from pipeline.sources.names import module_path
 from pipeline.types import HALVES, NodeRole, Precision, Role
 
 PROJECTIONS = (
@@ -43,11 +44,20 @@ MIN_CONV_CHANNELS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A node as the rules see it."""
+    """A node as the rules see it.
+
+    Attributes:
+        node: The node in the canonical graph.
+        role: What it is for.
+        operands: What it reads; ``None`` where it cannot be quantized.
+        names: What patterns are compared with: its own name and, where torch's exporter called it ``node_linear_14`` and kept
+            the module beside it, the module's path with the operator (``/model/lm_head/MatMul``).
+    """
 
     node: ir.Node
     role: NodeRole
     operands: Operands | None
+    names: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -73,8 +83,15 @@ def candidates(model: ir.Model, roles: dict[str, NodeRole]) -> tuple[Candidate, 
     """Return every node of the main graph with its role and operands, in graph order."""
     other = NodeRole(role=Role.OTHER)
     return tuple(
-        Candidate(node=node, role=roles.get(node.name or "", other), operands=operands(node)) for node in model.graph
+        Candidate(node=node, role=roles.get(node.name or "", other), operands=operands(node), names=tuple(_names(node)))
+        for node in model.graph
     )
+
+
+def _names(node: ir.Node) -> Iterator[str]:
+    yield node.name or ""
+    if path := module_path(node):
+        yield f"{path}/{node.op_type}"
 
 
 def by_role(text: str, precision: Precision, *roles: Role) -> Rule:
@@ -167,7 +184,7 @@ def conditions(config: RuleConfig, candidate: Candidate) -> dict[str, bool]:
     if config.op_type is not None:
         met["op_type"] = config.op_type == candidate.node.op_type
     if config.name is not None:
-        met["name"] = fnmatchcase(candidate.name, config.name)
+        met["name"] = any(fnmatchcase(name, config.name) for name in candidate.names)
     return met
 
 

@@ -27,7 +27,7 @@ def skip_rules(policy: PolicyConfig, high: Precision, outliers: Mapping[str, flo
         outliers: Tensor name to how far its outliers stand out, from :func:`outlier_ratios`.
     """
     rules = [
-        Rule(text=f"skip: {name}", precision=high, matches=lambda c, name=name: named(name, c.name))  # type: ignore[misc]
+        Rule(text=f"skip: {name}", precision=high, matches=lambda c, name=name: skips(name, c))  # type: ignore[misc]
         for name in policy.skip
     ]
     threshold = policy.outlier_threshold
@@ -40,6 +40,11 @@ def skip_rules(policy: PolicyConfig, high: Precision, outliers: Mapping[str, flo
             )
         )
     return rules
+
+
+def skips(pattern: str, candidate: Candidate) -> bool:
+    """Return whether ``pattern`` meets the node by one of its names."""
+    return any(named(pattern, name) for name in candidate.names)
 
 
 def named(pattern: str, node: str) -> bool:

@@ -43,13 +43,17 @@ def _rename_nodes(model: ir.Model, wrapper: str) -> None:
     taken: set[str] = set()
     kept = {id(value) for graph in _graphs(model) for value in (*graph.inputs, *graph.outputs)}
     for node in model.graph.all_nodes():
-        node.name = _unique(f"{_path(node, wrapper)}/{node.op_type}", taken)
+        node.name = _unique(f"{module_path(node, wrapper)}/{node.op_type}", taken)
         for index, value in enumerate(node.outputs):
             if value.name and id(value) not in kept:
                 value.name = f"{node.name}_output_{index}"
 
 
-def _path(node: ir.Node, wrapper: str) -> str:
+def module_path(node: ir.Node, wrapper: str = "") -> str:
+    """Return the path of the torch module that made the node (``/encoder/layer.0/attention/self/query``).
+
+    It is empty where torch's exporter left none in the node's metadata. ``wrapper`` is a module that is left out of it.
+    """
     scopes = [s for s in _literal(node.metadata_props.get(_SCOPES)) if s and not s.startswith("_empty_nn_module")]
     path, previous = "", ""
     for scope in scopes[:-1]:  # the last one is the operator, numbered by torch

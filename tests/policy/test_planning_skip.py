@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
 
 from calibrators.sketch import Sketch
+from pipeline import model as models
+from pipeline.cli import app
 from pipeline.errors import RecipeError
+from pipeline.graph.prepare import prepare
+from pipeline.graph.roles import find_roles
 from pipeline.notices import collecting
 from pipeline.policy.planning import Evidence, plan
 from pipeline.policy.remarks import remark
@@ -14,6 +23,7 @@ from pipeline.policy.rules import candidates
 from pipeline.policy.skip import named, outlier_ratios
 from pipeline.recipe import PolicyConfig, RuleConfig, parse
 from pipeline.types import Precision
+from tests import zoo
 from tests.policy.planned import entry
 from tests.policy.test_planning_rules import chain
 
@@ -84,3 +94,118 @@ def test_a_skip_list_may_be_text_with_commas_and_a_threshold_must_exceed_one() -
     assert recipe.policy.skip == ("lm_head", "embed_tokens")
     with pytest.raises(RecipeError, match="outlier_threshold"):
         parse({"source": {"onnx": "m.onnx"}, "policy": {"outlier_threshold": 0.5}})
+
+
+class NormOut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(32), nn.Linear(32, 32, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.norm(x))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.nn.functional.gelu(self.up(x)))
+
+
+class Denoiser(nn.Module):
+    """The modules that people leave out of quantization, by the names that transformers and diffusers give them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(64, 32)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.norm_out = NormOut()
+        self.proj_out = nn.Linear(32, 32)
+        self.lm_head = nn.Linear(32, 64, bias=False)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed_tokens(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.lm_head(torch.nn.functional.gelu(self.proj_out(self.norm_out(x))))
+
+
+@pytest.fixture(scope="module", params=["legacy", "dynamo"])
+def denoiser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The canonical graph of what one of torch's exporters made, as a user's own file."""
+    torch.manual_seed(0)
+    ids = torch.randint(0, 64, (2, 9))
+    sample = zoo.Sample(
+        module=Denoiser().eval(), inputs={"input_ids": ids}, dynamic={"input_ids": {0: "batch", 1: "tokens"}}
+    )
+    folder = tmp_path_factory.mktemp("denoiser")
+    prepare(zoo.export_sample(sample, request.param, folder / "source.onnx"), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def high(path: Path, *skip: str, **policy: object) -> set[str]:
+    """Weights that stay in FP32 because of the policy, by the torch module that they belong to."""
+    model = models.load(path)
+    roles = find_roles(model)
+    rules = ({"role": "head", "precision": "int8"}, {"role": "embedding", "precision": "int8"})
+
+    def planned(made: PolicyConfig) -> dict[str, Precision]:
+        return {n.node: n.precision for n in plan(model, roles, made, "cpu", Evidence(outliers=ratios))}
+
+    ratios = policy.pop("ratios", {})
+    every = planned(PolicyConfig.model_validate({"rules": rules}))
+    left = planned(PolicyConfig.model_validate({"rules": rules, "skip": skip, **policy}))
+    changed = {name for name, precision in every.items() if precision is not left[name]}
+    assert all(every[name] is Precision.INT8 and left[name] is Precision.FP32 for name in changed)
+    found = {c.name: c.names[-1] for c in candidates(model, roles)}
+    return {found[name].rpartition("/")[0].lstrip("/") for name in changed}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "modules"),
+    [
+        ("lm_head", {"lm_head"}),
+        ("embed_tokens", {"embed_tokens"}),
+        ("proj_out", {"proj_out"}),
+        ("norm_out", {"norm_out/linear"}),
+        ("blocks.1", {"blocks.1/up", "blocks.1/down"}),
+        ("*/blocks.0/*", {"blocks.0/up", "blocks.0/down"}),
+        ("*_out/*", {"proj_out", "norm_out/linear"}),
+        ("lm", set()),
+    ],
+)
+def test_modules_of_an_exported_graph_are_skipped_by_name(denoiser: Path, pattern: str, modules: set[str]) -> None:
+    assert high(denoiser, pattern) == modules
+
+
+def test_several_modules_are_skipped_together_and_by_a_rule_of_the_same_name(denoiser: Path) -> None:
+    named = {"lm_head", "embed_tokens", "proj_out"}
+    assert high(denoiser, *named, "norm_out") == named | {"norm_out/linear"}
+    model = models.load(denoiser)
+    rules = (RuleConfig(name="*/proj_out/*", precision=Precision.FP32),)
+    made = plan(model, find_roles(model), PolicyConfig(rules=rules), "cpu")
+    assert [n.node for n in made if n.rule.startswith("recipe") and n.op_type in ("MatMul", "Gemm")] == [
+        c.name
+        for c in candidates(model, find_roles(model))
+        if c.operands is not None and c.operands.weight is not None and "/proj_out/" in c.names[-1]
+    ]
+
+
+def test_what_an_exported_graph_reads_with_outliers_is_skipped(denoiser: Path) -> None:
+    model = models.load(denoiser)
+    read = {c.names[-1]: c.node.inputs[0].name for c in candidates(model, find_roles(model)) if c.operands is not None}
+    outlier = next(tensor for name, tensor in read.items() if "/proj_out/" in name)
+    assert high(denoiser, outlier_threshold=50, ratios={outlier: 60.0}) == {"proj_out"}
+    assert high(denoiser, outlier_threshold=70, ratios={outlier: 60.0}) == set()
+
+
+def test_the_command_line_says_what_a_skip_list_names_in_vain(denoiser: Path, tmp_path: Path) -> None:
+    skip = ["--policy.skip", "lm_head,mm_projector", "--policy.activations", "dynamic"]
+    made = CliRunner().invoke(app, ["build", str(denoiser), "--dry-run", "-o", str(tmp_path / "b"), *skip])
+    assert made.exit_code == 0, made.output
+    said = " ".join(made.stderr.split())
+    assert "No node is named 'mm_projector'" in said
+    assert "'lm_head'" not in said
+    assert "skip: lm_head" in " ".join(made.stdout.split())
