@@ -45,7 +45,7 @@ def main() -> None:
     made = peers.quantized("ort-int4", python, model, data, 0, given.work) if python is not None else NOT_MEASURED
     files[peers.PEERS["ort-int4"].title] = made
     live = {title: path for title, path in files.items() if isinstance(path, Path)}
-    seconds = _times(live, heldout)
+    seconds = times(live, heldout)
     reference = outputs(model, heldout)
     rows = []
     for title, path in files.items():
@@ -59,7 +59,7 @@ def main() -> None:
     print_table(["model", "size, MB", "held-out SQNR, dB", *(f"speed, batch {b}" for b in BATCHES)], rows)
 
 
-def _times(files: dict[str, Path], data: Feeds) -> dict[tuple[str, int], float]:
+def times(files: dict[str, Path], data: Feeds) -> dict[tuple[str, int], float]:
     """Return the median CPU seconds of each file and batch size; the files take turns."""
     live = {title: open_session(path) for title, path in files.items()}
     seen: dict[tuple[str, int], list[float]] = {}

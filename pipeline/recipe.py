@@ -216,7 +216,7 @@ class PolicyConfig(Section):
     rules: tuple[RuleConfig, ...] = ()
     """Applied after the preset, in order; the last match wins."""
     skip: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
-    """Stays in high precision whatever the rules say: module names (``lm_head``, ``embed_tokens``) or globs over node names."""
+    """Stays in high precision whatever the rules say: module names (``lm_head``, ``embed_tokens``) or globs over node names, those of torch modules too where its exporter kept them beside its own. One that names nothing is told."""
     outlier_threshold: float | None = Field(default=None, gt=1)
     """Nodes stay in high precision that read a tensor whose largest |x| is more than this many times its 99.9th percentile."""
     smooth: Annotated[

@@ -134,8 +134,8 @@ class PrecisionPlan:
             family=raw["family"],
             elsewhere=Precision(raw["elsewhere"]),
             dynamic=raw["dynamic"],
-            per_token=raw["per_token"],
-            llm_int8_threshold=raw["llm_int8_threshold"],
+            per_token=raw.get("per_token", False),
+            llm_int8_threshold=raw.get("llm_int8_threshold"),
             formats=formats,
             nodes=nodes,
         )
