@@ -133,7 +133,12 @@ def profile(recipe: Recipe, directory: Path, *, progress: Progress = silent) -> 
 
 
 def simulate(
-    recipe: Recipe, directory: Path, *, schemes: Sequence[str] = (), progress: Progress = silent
+    recipe: Recipe,
+    directory: Path,
+    *,
+    schemes: Sequence[str] = (),
+    options: BuildOptions | None = None,
+    progress: Progress = silent,
 ) -> tuple[Simulated, ...]:
     """Measure what quantization schemes cost the model, those that no target executes too; deploys nothing.
 
@@ -141,6 +146,7 @@ def simulate(
         recipe: The model, its data, and which nodes to quantize; precisions and targets are the schemes' own.
         directory: Where measurements are kept; no build's.
         schemes: Names from :data:`pipeline.quantize.schemes.SCHEMES`; all if none are given.
+        options: What to run again.
         progress: Told how far each long stage is.
 
     Raises:
@@ -154,7 +160,7 @@ def simulate(
             where=str(directory),
             fix="Give simulate a folder of its own (-o).",
         )
-    run = Run(simulated_recipe(recipe), directory, BuildOptions(), progress)
+    run = Run(simulated_recipe(recipe), directory, options or BuildOptions(), progress)
     with run.running(record=False):
         exported = export(run)
         canonical = prepare(run, exported)

@@ -267,7 +267,11 @@ def profile(ctx: typer.Context, flags: Flags) -> None:
 @app.command(cls=RecipeCommand)
 @takes(SimulateFlags)
 def simulate(ctx: typer.Context, flags: SimulateFlags) -> None:
-    """Compare quantization schemes on a model, those that no target executes too; deploys nothing."""
+    """Compare quantization schemes on a model, those that no target executes too; deploys nothing.
+
+    The recipe's rules and skip list say which products are quantized; precisions and targets are the schemes' own.
+    """
+    from pipeline.build import BuildOptions
     from pipeline.build import simulate as run
     from pipeline.report.schemes import scheme_table
 
@@ -275,7 +279,8 @@ def simulate(ctx: typer.Context, flags: SimulateFlags) -> None:
     if flags.output is None:
         directory = ctx.meta[_DIRECTORY] = directory.with_name(f"{directory.name}-schemes")
     with output.watching() as progress, output.only_results_on_stdout():
-        found = run(recipe, directory, schemes=flags.scheme or (), progress=progress)
+        options = BuildOptions(force=flags.force, from_stage=flags.from_stage)
+        found = run(recipe, directory, schemes=flags.scheme or (), options=options, progress=progress)
     rows = [scheme.to_dict() for scheme in found]
     if flags.json:
         output.show_json({"directory": str(directory), "schemes": rows})

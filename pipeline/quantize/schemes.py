@@ -31,9 +31,9 @@ class Scales(StrEnum):
     """Some elements of a row."""
 
     @property
-    def of_rows(self) -> bool:
-        """Whether rows are told apart, which only a GEMM's input has."""
-        return self in (Scales.TOKEN, Scales.BLOCK)
+    def dynamic(self) -> bool:
+        """Whether the scale is found at run time, which only GEMMs have a form for."""
+        return self is not Scales.STATIC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,8 +45,8 @@ def simulate(
         out: The simulation's ``.onnx``.
 
     Returns:
-        How many products the scheme quantizes, and of how many: rows of the input are told apart in GEMMs only, and a block must
-        divide the summed axis.
+        How many products the scheme quantizes, and of how many: convolutions have no form with dynamic scales or blocks, and a
+        block must divide the summed axis.
 
     Raises:
         QuantizeError: A weight is not finite.
@@ -75,7 +75,7 @@ class _Simulation:
         activations, weights = self.scheme.activations, self.scheme.weights
         in_rows = node.op_type != "Conv"
         summed = what.weight_shape(node)[1 - (what.channel_axis or 0)] if in_rows else 0
-        if not in_rows and (self.scheme.scales.of_rows or weights.block is not None):
+        if not in_rows and (self.scheme.scales.dynamic or weights.block is not None):
             return False
         stored, rounded = _fitted(weights, summed), _fitted(activations, summed)
         if stored is None or (rounded is None and activations is not None):
@@ -116,7 +116,7 @@ class _Simulation:
 
     def _rounded(self, new: Chain, value: ir.Value, spec: QuantSpec, width: int, key: str) -> ir.Value:
         stored = IR_DTYPES[spec.dtype]
-        if self.scheme.scales.of_rows:
+        if self.scheme.scales in (Scales.TOKEN, Scales.BLOCK):
             return _rows(new, value, spec, spec.block or width, key)
         if self.scheme.scales is Scales.BATCH:
             types = (stored, ir.DataType.FLOAT, stored)

@@ -14,7 +14,7 @@ from pipeline.validation.measurement import QDQ_PLAIN
 
 def scheme_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return one row for each scheme, from its facts (:meth:`pipeline.stages.simulation.Simulated.to_dict`)."""
-    task = next((row["measurements"]["task"] for row in rows), None)
+    task = next((row["measurements"]["task"] for row in rows if row["measurements"] is not None), None)
     metrics = dict(task["fp32"]) if task is not None else {}
     return Table(
         title="Schemes by simulation (worst output); nothing here is deployed",
@@ -26,8 +26,7 @@ def scheme_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         rows=tuple(
             (
                 *(row["scheme"], row["weights"], row["activations"], f"{row['quantized']} of {row['products']}"),
-                *_worst(row["measurements"]["stages"][QDQ_PLAIN]),
-                *(number(row["measurements"]["task"]["engine"][name]) for name in metrics),
+                *_figures(row["measurements"], list(metrics)),
                 row["runs_on"],
             )
             for row in rows
@@ -35,10 +34,14 @@ def scheme_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def _worst(outputs: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-    found = worst({name: OutputMetrics.model_validate(metrics) for name, metrics in outputs.items()})
-    if found is None:
-        return NOT_MEASURED, NOT_MEASURED
-    metrics = found[1]
-    sqnr = "equal" if metrics.exact else decibels(metrics.sqnr_db)
-    return sqnr, NOT_MEASURED if metrics.cosine is None else f"{metrics.cosine:.4f}"
+def _figures(measurements: Mapping[str, Any] | None, metrics: Sequence[str]) -> list[str]:
+    """Return SQNR and cosine of the worst output, and the task's metrics; not measured where nothing was quantized."""
+    if measurements is None:
+        return [NOT_MEASURED] * (2 + len(metrics))
+    outputs = measurements["stages"][QDQ_PLAIN]
+    found = worst({name: OutputMetrics.model_validate(facts) for name, facts in outputs.items()})
+    figures = [NOT_MEASURED, NOT_MEASURED]
+    if found is not None:
+        sqnr = "equal" if found[1].exact else decibels(found[1].sqnr_db)
+        figures = [sqnr, NOT_MEASURED if found[1].cosine is None else f"{found[1].cosine:.4f}"]
+    return figures + [number(measurements["task"]["engine"][name]) for name in metrics]

@@ -29,7 +29,7 @@ from pipeline.recipe import Preset, Recipe
 from pipeline.sources.export import Exported
 from pipeline.stages.run import Run
 from pipeline.stages.validation import with_tokenizer
-from pipeline.types import Precision, Range
+from pipeline.types import CalibrationData, Precision, Range, TensorInfo
 from pipeline.validation.measurement import Measurements, Mode
 from pipeline.validation.tasks import open_task
 from pipeline.validation.validate import ValidateOptions
@@ -44,13 +44,13 @@ class Simulated:
         scheme: What was simulated.
         quantized: How many products it quantized.
         products: Of how many.
-        measurements: Against FP32; of a simulation, so neither latency nor size.
+        measurements: Against FP32; of a simulation, so neither latency nor size. ``None`` where the scheme quantizes nothing.
     """
 
     scheme: Scheme
     quantized: int
     products: int
-    measurements: Measurements
+    measurements: Measurements | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON; ``deployable`` and ``runs_on`` say what exists outside of the simulation."""
@@ -63,7 +63,7 @@ class Simulated:
             "runs_on": self.scheme.runs_on,
             "quantized": self.quantized,
             "products": self.products,
-            "measurements": self.measurements.to_dict(),
+            "measurements": None if self.measurements is None else self.measurements.to_dict(),
         }
 
 
@@ -91,15 +91,7 @@ def simulate_schemes(
         QuantizeError: A scheme has static scales, and calibration saw no finite values of a tensor.
     """
     inputs = models.inputs(models.load(canonical.path))
-    section = run.recipe.validate_
-    data = run.open(section, exported, inputs)
-    if data is None:
-        data = run.open(run.recipe.calibration, exported, inputs)
-        notice("simulated-on-calibration", "No held-out data was given, so schemes are measured on calibration data.")
-    if data is None:
-        raise RecipeError(
-            "There is no data to measure schemes on.", where="calibration.data", fix="Give --calibration DATA."
-        )
+    section, data = run.recipe.validate_, _data(run, exported, inputs)
     plan = _planned(run, canonical, statistics)
     ranges = _ranges(canonical, plan, statistics) if any(calibrated(s) for s in schemes) else {}
     options = ValidateOptions(
@@ -124,18 +116,34 @@ def simulate_schemes(
             with tempfile.TemporaryDirectory(dir=work) as folder:
                 path = Path(folder) / "model.onnx"
                 quantized, of = write_simulation(canonical.path, plan, scheme, ranges, path)
-                measured = measure(canonical.path, path, data, options=options, progress=run.progress)
+                measured = (
+                    measure(canonical.path, path, data, options=options, progress=run.progress) if quantized else None
+                )
             made = Simulated(scheme=scheme, quantized=quantized, products=of, measurements=measured)
             (work / out).write_text(json.dumps(made.to_dict(), indent=1) + "\n", encoding="utf-8")
 
         own = {"ranges": {t: [r.min, r.max] for t, r in ranges.items()} if calibrated(scheme) else None}
         path = run.stage(f"simulate/{scheme.name}", key | own | {"scheme": repr(scheme)}, [out], produce).paths[out]
         stored = json.loads(path.read_text(encoding="utf-8"))
-        measured = Measurements.from_dict(stored["measurements"], where=str(path))
+        facts = stored["measurements"]
+        measured = None if facts is None else Measurements.from_dict(facts, where=str(path))
         found.append(
             Simulated(scheme=scheme, quantized=stored["quantized"], products=stored["products"], measurements=measured)
         )
     return tuple(found)
+
+
+def _data(run: Run, exported: Exported, inputs: tuple[TensorInfo, ...]) -> CalibrationData:
+    heldout = run.open(run.recipe.validate_, exported, inputs)
+    if heldout is not None:
+        return heldout
+    data = run.open(run.recipe.calibration, exported, inputs)
+    if data is None:
+        raise RecipeError(
+            "There is no data to measure schemes on.", where="calibration.data", fix="Give --calibration DATA."
+        )
+    notice("simulated-on-calibration", "No held-out data was given, so schemes are measured on calibration data.")
+    return data
 
 
 def _planned(run: Run, canonical: Prepared, statistics: Statistics | None) -> PrecisionPlan:

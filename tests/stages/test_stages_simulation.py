@@ -6,14 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import helper
 from typer.testing import CliRunner
 
-from pipeline.build import simulate
+from engines.onnxruntime import OnnxRuntimeRunner
+from pipeline.build import BuildOptions, simulate
 from pipeline.cli import app
 from pipeline.errors import PolicyError, RecipeError
 from pipeline.notices import collecting
 from pipeline.quantize.schemes import SCHEMES, SIMULATION_ONLY
+from pipeline.report.figures import number
+from pipeline.report.schemes import scheme_table
+from tests.quantize.graphs import save
 from tests.stages.builds import recipe
 
 
@@ -62,6 +68,8 @@ def test_a_second_run_measures_nothing_again(inputs: Path, tmp_path: Path, monke
     first = simulate(recipe(inputs), tmp_path / "s", schemes=["int8-per-token"])
     monkeypatch.setattr("pipeline.stages.simulation.measure", None)
     assert simulate(recipe(inputs), tmp_path / "s", schemes=["int8-per-token"]) == first
+    with pytest.raises(TypeError, match="not callable"):
+        simulate(recipe(inputs), tmp_path / "s", schemes=["int8-per-token"], options=BuildOptions(force=True))
 
 
 def test_a_policy_decides_what_schemes_quantize_and_says_what_it_names_in_vain(inputs: Path, tmp_path: Path) -> None:
@@ -95,3 +103,33 @@ def test_a_builds_folder_and_an_unknown_scheme_are_refused(inputs: Path, built: 
         simulate(recipe(inputs), built.directory)
     with pytest.raises(RecipeError, match="no scheme 'int3'"):
         simulate(recipe(inputs), tmp_path / "s", schemes=["int3"])
+
+
+def test_a_task_is_a_column_and_a_scheme_that_quantizes_nothing_has_no_figures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(16, 16, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], name="conv", kernel_shape=[3, 3]),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["y"], name="flat"),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, [("x", ["b", 16, 8, 8])], [("y", ["b", 16])], {"k": kernel})
+    x = rng.normal(size=(32, 16, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    with OnnxRuntimeRunner(path) as runner:
+        np.save(tmp_path / "labels.npy", runner.infer({"x": x})["y"].argmax(axis=1))
+    data = ["--calibration", tmp_path / "x.npz", "--validate", tmp_path / "x.npz", "-o", tmp_path / "s"]
+    task = ["--validate.task", "accuracy", "--validate.labels", tmp_path / "labels.npy"]
+    schemes = ["--scheme", "fp8-e5m2", "--scheme", "int8-per-token"]
+    given = [path, *data, *task, *schemes, "--policy.rules", "[{op_type: Conv, precision: int8}]"]
+    result = command("simulate", *given)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(command("simulate", *given, "--json").stdout)["schemes"]
+    assert (rows[0]["scheme"], rows[0]["quantized"], rows[0]["measurements"]) == ("int8-per-token", 0, None)
+    scores = rows[1]["measurements"]["task"]
+    assert scores["fp32"]["accuracy"] == 1.0
+    assert 0 < scores["engine"]["accuracy"] < 1.0
+    table = scheme_table(rows)
+    column = next(i for i, name in enumerate(table.columns) if name.startswith("accuracy (FP32"))
+    assert [row[column] for row in table.rows] == ["not measured", number(scores["engine"]["accuracy"])]
+    assert table.rows[0][4:6] == ("not measured", "not measured")
