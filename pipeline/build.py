@@ -12,7 +12,7 @@ from pipeline.errors import RecipeError
 from pipeline.graph.prepare import Prepared
 from pipeline.notices import notice
 from pipeline.policy.overrides import read_overrides
-from pipeline.quantize.schemes import chosen
+from pipeline.quantize.schemes import schemes_named
 from pipeline.recipe import Recipe
 from pipeline.report.contract import Report
 from pipeline.report.measured import VerdictStatus
@@ -153,7 +153,7 @@ def simulate(
         RecipeError: There is no such scheme, the directory holds a build, or there is no data.
         PipelineError: As for :func:`build`.
     """
-    wanted = chosen(tuple(schemes))
+    wanted = schemes_named(tuple(schemes))
     if (directory / RECIPE).exists():
         raise RecipeError(
             "The folder holds a build, whose files a simulation would replace.",

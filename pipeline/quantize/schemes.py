@@ -150,7 +150,7 @@ SCHEMES: dict[str, Scheme] = {entry.name: entry for entry in _TABLE}
 """Every scheme by name, in the order in which they are shown."""
 
 
-def chosen(names: tuple[str, ...]) -> tuple[Scheme, ...]:
+def schemes_named(names: tuple[str, ...]) -> tuple[Scheme, ...]:
     """Return the schemes of these names, all without names; in the table's order.
 
     Raises:

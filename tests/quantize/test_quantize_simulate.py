@@ -14,7 +14,7 @@ from engines.target import TARGETS
 from pipeline.errors import ModelError, RecipeError
 from pipeline.graph.prepare import prepare
 from pipeline.quantize.fake import nearest
-from pipeline.quantize.schemes import SCHEMES, SIMULATION_ONLY, chosen
+from pipeline.quantize.schemes import SCHEMES, SIMULATION_ONLY, schemes_named
 from pipeline.quantize.simulate import simulate
 from pipeline.triton.served import onnx_model
 from pipeline.types import QuantDType, Range
@@ -203,7 +203,7 @@ def test_what_no_target_executes_is_called_so() -> None:
 
 
 def test_schemes_are_chosen_by_name_in_the_order_of_the_table() -> None:
-    assert [s.name for s in chosen(("fp8-e5m2", "int8"))] == ["int8", "fp8-e5m2"]
-    assert [s.name for s in chosen(())] == list(SCHEMES)
+    assert [s.name for s in schemes_named(("fp8-e5m2", "int8"))] == ["int8", "fp8-e5m2"]
+    assert [s.name for s in schemes_named(())] == list(SCHEMES)
     with pytest.raises(RecipeError, match="no scheme 'int7'"):
-        chosen(("int7",))
+        schemes_named(("int7",))
