@@ -60,7 +60,7 @@ class SwitchedRunner:
 @contextmanager
 def switched(reference: ir.Model, variant: ir.Model, nodes: Sequence[str], *, threads: int) -> Iterator[SwitchedRunner]:
     """Yield a runner of the FP32 model with switches at each of ``nodes``; see :func:`add_switches`."""
-    read = read_for(variant, nodes)
+    read = read_for(reference, variant, nodes)
     places = list(dict.fromkeys(place for own in read.values() for place in own))
     with tempfile.TemporaryDirectory(prefix="enginewright-layers-") as folder:
         path = Path(folder) / "switched.onnx"

@@ -214,14 +214,16 @@ def quantized_nodes(model: ir.Model) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_for(model: ir.Model, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def read_for(reference: ir.Model, model: ir.Model, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return for each of the quantized nodes ``names`` itself and the helper nodes that read quantized tensors in its place.
 
-    A residual add beside smoothed GEMMs reads their pair through the Mul and Add that restore what smoothing took.
+    A residual add beside smoothed GEMMs reads their pair through the Mul and Add that restore what smoothing took. What
+    ``reference`` has no node for, such as a cast of a dequantized weight, goes with the node that reads it.
     """
     asked = set(names)
     found = {name: [name] for name in names}
-    helpers = [name for name in quantized_nodes(model) if name not in asked]
+    known = {node.name for node in reference.graph}
+    helpers = [name for name in quantized_nodes(model) if name not in asked and name in known]
     by_name = {node.name: node for node in model.graph}
     for helper in helpers:
         rest, seen = [by_name[helper]], set[ir.Node]()
