@@ -35,6 +35,11 @@ def weights_within(memory_bytes: int | None) -> Iterator[None]:
         _given.reset(token)
 
 
+def given_memory() -> int | None:
+    """Return what the recipe says that weights may take, bytes; ``None`` where it says nothing."""
+    return _given.get()
+
+
 def weight_memory() -> int:
     """Return how many bytes of weights may be in memory at once."""
     given = _given.get()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pipeline.executors import library, worker
 from pipeline.executors.machine import Machine, this_machine
 from pipeline.executors.nodes import Node, Placement, accelerator, check_alike, place, shard_cpus, shards_at_once
 from pipeline.executors.sending import Sent
+from pipeline.memory import given_memory, weight_memory
 from pipeline.notices import collecting
 from pipeline.recipe import parse
 from pipeline.report.manifest import recipe_values
@@ -128,22 +130,36 @@ def test_a_node_s_files_are_named_as_the_driver_has_them() -> None:
     assert found.what == "bad node in /data/build/variants/cpu/model.onnx"
 
 
-def test_a_node_that_joined_later_refuses_another_driver_s_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Ray:
-        """A worker's side of Ray: where it is, and an actor that takes any report."""
+class Ray:
+    """A worker's side of Ray: where it is, and an actor that takes any report."""
 
-        remote = staticmethod(lambda *_: None)
-        begin = report = property(lambda self: self)
+    remote = staticmethod(lambda *_: None)
+    begin = report = property(lambda self: self)
 
-        def get_runtime_context(self) -> Ray:
-            return self
+    def get_runtime_context(self) -> Ray:
+        return self
 
-        def get_node_id(self) -> str:
-            return "abc"
+    def get_node_id(self) -> str:
+        return "abc"
 
+
+def work_on(software: dict[str, str], function: Callable[..., object], weight_memory: int | None = None) -> worker.Work:
+    return worker.Work(
+        key="k", function=function, graphs=(), arguments=(), software=software, weight_memory=weight_memory
+    )
+
+
+def test_a_node_holds_no_more_weights_than_the_recipe_lets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "library", Ray)
-    work = worker.Work(key="k", function=print, graphs=(), arguments=(), software={"onnxruntime": "1.0"})
-    done = worker.run(work, Ray())
+    here = this_machine().software
+    told = worker.run(work_on(here, lambda **_: weight_memory(), 5 << 20), Ray())
+    assert (told.value, told.error) == (5 << 20, None)
+    assert worker.run(work_on(here, lambda **_: given_memory()), Ray()).value is None
+
+
+def test_a_node_that_joined_later_refuses_another_driver_s_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "library", Ray)
+    done = worker.run(work_on({"onnxruntime": "1.0"}, print), Ray())
     assert done.value is None
     assert isinstance(done.error, MissingError)
     assert "and the driver has 1.0" in done.error.what

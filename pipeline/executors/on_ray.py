@@ -20,6 +20,7 @@ from pipeline.executors.library import library
 from pipeline.executors.nodes import Placement, place, shard_cpus, shards_at_once
 from pipeline.executors.sending import Sent, send
 from pipeline.executors.worker import Batches, Done, Work, collect_shard
+from pipeline.memory import given_memory
 from pipeline.notices import notice
 from pipeline.types import CalibrationData, Feeds, Progress
 
@@ -77,6 +78,7 @@ class RayExecutor:
                 graphs=(graph,),
                 arguments=(wanted, part, replace(options, threads=cpus)),
                 software=self._cluster.software,
+                weight_memory=given_memory(),
             )
             submitted[key] = self._cluster.submit(work, Placement(cpus=cpus))
             batches[key] = len(part.references)
@@ -118,6 +120,7 @@ class RayExecutor:
             graphs=graphs,
             arguments=task.arguments,
             software=self._cluster.software,
+            weight_memory=given_memory(),
         )
         submitted = self._cluster.submit(work, placement)
 

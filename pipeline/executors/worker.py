@@ -19,6 +19,7 @@ from pipeline.executors.library import library
 from pipeline.executors.machine import Machine, differing, this_machine
 from pipeline.executors.nodes import unlike
 from pipeline.executors.sending import Sent, received
+from pipeline.memory import weights_within
 from pipeline.notices import Notice, collecting
 from pipeline.types import Feeds, Progress
 
@@ -35,6 +36,7 @@ class Work:
         graphs: The files it reads.
         arguments: What else it takes.
         software: The driver's: a node that joined after the driver looked is asked here.
+        weight_memory: What the recipe lets a model's weights take, bytes; ``None`` leaves it to the node.
     """
 
     key: str
@@ -42,6 +44,7 @@ class Work:
     graphs: tuple[Sent, ...]
     arguments: tuple[Any, ...]
     software: dict[str, str]
+    weight_memory: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +98,8 @@ def run(work: Work, watch: Any) -> Done:
     watch.begin.remote(work.key, node)
     value: Any = None
     failed: PipelineError | None = None
-    with tempfile.TemporaryDirectory(prefix="enginewright-") as folder, collecting() as notices:
+    scratch_folder = tempfile.TemporaryDirectory(prefix="enginewright-")
+    with scratch_folder as folder, collecting() as notices, weights_within(work.weight_memory):
         try:
             if other := differing(work.software, this_machine().software):
                 raise unlike(platform.node(), other)
