@@ -22,7 +22,7 @@ NEEDS: dict[Precision, tuple[int, int]] = {
     Precision.W8A16: (6, 1),
 }
 """Smallest compute capability that has a precision (TensorRT support matrix, hardware section; INT4 and FP4 weights: as
-TensorRT for RTX compiles them). INT4, FP4 and W8A16 are storage types: the products are FP16's or BF16's."""
+TensorRT for RTX compiles them). INT4, FP4 and W8A16 are storage types: the products are FP16's or BF16's. TensorRT has no NF4."""
 
 
 INT4_BLOCKS = (64, 128)
@@ -57,7 +57,7 @@ class Target:
         capability = self.compute_capability
         if capability is None:
             # ONNX Runtime's CPU provider: no FP8 kernels, and FP16 only by casting to FP32 and back.
-            return frozenset({Precision.FP32, Precision.INT8, Precision.INT4, Precision.W8A16})
+            return frozenset({Precision.FP32, Precision.INT8, Precision.INT4, Precision.W8A16, Precision.NF4})
         return frozenset({Precision.FP32, *(p for p, least in NEEDS.items() if capability >= least)})
 
     @property
@@ -156,6 +156,8 @@ def check_precision(device: Target, precision: Precision) -> None:
         return
     if device.compute_capability is None:
         reason = f"The CPU provider of ONNX Runtime has no {precision.upper()} kernels"
+    elif precision not in NEEDS:
+        reason = f"{device.title} has no {precision.upper()}, because TensorRT has none"
     else:
         least = NEEDS[precision]
         reason = f"{device.title} is {device.sm} and has no {precision.upper()} (needs SM{least[0]}{least[1]} or newer)"
@@ -174,6 +176,7 @@ _NEAREST = {
     # Weight-only stays weight-only: it needs no calibration data.
     Precision.INT4: (Precision.W8A16, Precision.FP16),
     Precision.FP4: (Precision.INT4, Precision.W8A16, Precision.FP16),
+    Precision.NF4: (Precision.INT4, Precision.W8A16, Precision.FP16),
     Precision.W8A16: (Precision.FP16,),
     Precision.BF16: (Precision.FP16,),
 }

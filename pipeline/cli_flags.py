@@ -63,7 +63,7 @@ class Flags:
         str | None,
         typer.Option(
             metavar="PRESET",
-            help="Preset: fp32, fp16, bf16, int8 (W8A8), int8-all, fp8, fp8-int8, int4 (W4A16), w8a16, fp4.",
+            help="Preset: fp32, fp16, bf16, int8 (W8A8), int8-all, fp8, fp8-int8, int4 (W4A16), w8a16, fp4, nf4.",
         ),
     ] = None
     fallback: Annotated[

@@ -40,11 +40,15 @@ ALIASES = {
     "int8-weights": "w8a16",
     "int8wo": "w8a16",
     "int8-weight-only": "w8a16",
+    "normalfloat4": "nf4",
+    "bnb-nf4": "nf4",
 }
 """Names that people use for a preset or precision, and the name used here."""
 
-NOT_YET = {"nf4", "w4a8", "mxfp8", "nvfp4", "awq", "gptq"}
+NOT_YET = {"w4a8", "mxfp8", "nvfp4"}
 """Schemes that people ask for and this version does not make; named so that the answer is clear."""
+ROUNDINGS = {"awq", "gptq"}
+"""Ways to round that people ask for as if they were precisions."""
 
 
 class Preset(StrEnum):
@@ -67,6 +71,8 @@ class Preset(StrEnum):
     """As ``int4``, in FP4 (E2M1) and blocks of 16; needs a Blackwell GPU (B200, RTX 5090)."""
     W8A16 = "w8a16"
     """As ``int4``, in INT8: a scale for each output channel on GPUs, for each block on ``cpu``; nearly lossless without calibration data."""
+    NF4 = "nf4"
+    """As ``int4``, in NF4 (QLoRA's NormalFloat) and blocks of 64, as bitsandbytes stores it; ``cpu`` only, and needs no calibration data."""
 
 
 class Method(StrEnum):
@@ -86,6 +92,8 @@ def _alias(value: Any) -> Any:
         name = value.strip().lower()
         if name in NOT_YET:
             raise ValueError(f"{value} is not made by this version; it makes {', '.join(Preset)} (and W8A8 = int8)")
+        if name in ROUNDINGS:
+            raise ValueError(f"{value} is a way to round; write int4 here and {name} for policy.rounding")
         return ALIASES.get(name, name)
     return value
 
@@ -178,7 +186,7 @@ class RuleConfig(Section):
     name: str | None = None
     """A glob over node names, such as ``*/layer.5/*``."""
     precision: Annotated[Precision, BeforeValidator(_alias)]
-    """fp32, fp16, bf16, int8, fp8, or of weights only: int4, fp4, w8a16."""
+    """fp32, fp16, bf16, int8, fp8, or of weights only: int4, fp4, w8a16, nf4."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -225,10 +233,12 @@ class PolicyConfig(Section):
         BeforeValidator(_switch),
     ] = None
     """How outliers of static activations are moved into weights (SmoothQuant). ``auto`` searches for every GEMM how much, a number from 0 to 1 is that share (alpha) everywhere, ``off`` moves none; if not given, ``auto`` wherever the calibration data can be read again."""
-    block_size: Literal[32, 64, 128] = 128
-    """How many INT4 weights (on ``cpu`` W8A16's too) along the summed axis share one scale; TensorRT takes 64 and 128. FP4's blocks hold 16."""
-    rounding: Literal["rtn", "gptq"] | None = None
-    """How weights of MatMul, Gemm and Conv are rounded: to nearest, or by GPTQ, which keeps the outputs close and reads the calibration data again. If not given, and with calibration data, GPTQ for variants with INT4 or FP4 weights and for networks with depthwise convolutions; to nearest otherwise."""
+    block_size: Literal[32, 64, 128] | None = None
+    """How many INT4 weights (NF4's, and on ``cpu`` W8A16's too) along the summed axis share one scale; TensorRT takes 64 and 128 for INT4. 128 if not given, NF4's 64; FP4's blocks hold 16."""
+    double_quantization: bool = False
+    """NF4's absolute maxima are stored in 8 bits, in blocks of 256, less their mean (QLoRA's double quantization): 4.1 bits a weight in place of 4.5 in blocks of 64."""
+    rounding: Literal["rtn", "gptq", "awq"] | None = None
+    """How weights of MatMul, Gemm and Conv are rounded: to nearest; by GPTQ, which keeps the outputs close and reads the calibration data again; or, weights alone, by AWQ, which scales them by their inputs and clips their blocks. If not given, and with calibration data, GPTQ for variants with INT4 or FP4 weights and for networks with depthwise convolutions; to nearest otherwise."""
     mixed_precision: MixedPrecision | None = None
     """Quantized nodes that go back to high precision where they cost too much accuracy."""
     fallback: bool = False
@@ -246,6 +256,15 @@ class PolicyConfig(Section):
             raise ValueError(
                 "llm_int8_threshold looks for outliers at run time: set activations to dynamic or dynamic-per-token"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_alone(self) -> Self:
+        asked = {str(self.preset), *(str(r.precision) for r in self.rules)}
+        if self.rounding == "awq" and not asked & {"int4", "fp4", "w8a16"}:
+            raise ValueError("rounding: awq is for weights alone; take int4, fp4 or w8a16 as preset or in a rule")
+        if self.double_quantization and "nf4" not in asked:
+            raise ValueError("double_quantization is for nf4; take nf4 as preset or in a rule")
         return self
 
 

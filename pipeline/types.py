@@ -31,6 +31,8 @@ class Precision(StrEnum):
     """Weights only (E2M1), in blocks of 16; as ``int4``."""
     W8A16 = "w8a16"
     """Weights only, in INT8: per output channel on a GPU, in blocks on a CPU."""
+    NF4 = "nf4"
+    """Weights only, as one of the sixteen quantiles of NormalFloat, in blocks; on a CPU."""
 
     @property
     def quantized(self) -> bool:
@@ -38,7 +40,7 @@ class Precision(StrEnum):
         return self in (Precision.INT8, Precision.FP8, *WEIGHT_ONLY)
 
 
-WEIGHT_ONLY = (Precision.W8A16, Precision.INT4, Precision.FP4)
+WEIGHT_ONLY = (Precision.W8A16, Precision.INT4, Precision.FP4, Precision.NF4)
 """Storage types: the products are those of the rest."""
 HALVES = (Precision.FP16, Precision.BF16)
 """What a GPU computes the rest in; a graph has one of them."""
@@ -54,6 +56,8 @@ class QuantDType(StrEnum):
     """Simulated only: no runtime of a target multiplies it."""
     INT4 = "int4"
     FP4_E2M1 = "fp4_e2m1"
+    NF4 = "nf4"
+    """One of sixteen values from -1 to 1 (:data:`pipeline.quantize.nf4.CODE`); its scale is the block's largest magnitude."""
 
     @property
     def qmin(self) -> float:
@@ -73,6 +77,7 @@ _LIMITS = {
     QuantDType.FP8_E5M2: (-57344.0, 57344.0),
     QuantDType.INT4: (-8.0, 7.0),
     QuantDType.FP4_E2M1: (-6.0, 6.0),
+    QuantDType.NF4: (-1.0, 1.0),
 }
 
 
@@ -85,12 +90,14 @@ class QuantSpec:
         symmetric: Zero point 0 and a range mirrored about zero.
         axis: Per-channel axis; ``None`` is per tensor.
         block: Elements along the summed axis that share a scale (weights only); ``None`` is all of them.
+        double: The scales of blocks are quantized too (NF4 only).
     """
 
     dtype: QuantDType
     symmetric: bool = True
     axis: int | None = None
     block: int | None = None
+    double: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -255,7 +255,7 @@ def test_names_come_from_the_model(fake, tmp_path, model, name):
         (["build", "model.onnx", "--max_batch_size", "3"], "did you mean --triton.max_batch_size?"),
         (["build", "model.onnx", "--calibration.samples"], "needs a value"),
         (["build", "model.onnx", "--precision", "int9"], "did you mean int8?"),
-        (["build", "model.onnx", "--precision", "NF4"], "not made by this version"),
+        (["build", "model.onnx", "--precision", "MXFP8"], "not made by this version"),
         (["build", "model.onnx", "--gate", "nonsense"], "is no gate"),
         (["build", "model.onnx", "--from", "quantise"], "did you mean quantize?"),
         (["build", "-r", "gone.yaml"], "cannot be read"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engines.target import Target, check_block, check_precision, nearest
 from pipeline.notices import notice
-from pipeline.policy.planning import half_of
+from pipeline.policy.planning import block_size, half_of
 from pipeline.policy.rules import LOW
 from pipeline.recipe import PolicyConfig, Preset
 from pipeline.types import HALVES, Precision
@@ -30,7 +30,7 @@ def policy_on(device: Target, policy: PolicyConfig) -> PolicyConfig:
         if device.compute_capability is not None or precision not in HALVES:
             check_precision(device, precision)
     if Precision.INT4 in asked:
-        check_block(device, policy.block_size)
+        check_block(device, block_size(policy))
     return policy
 
 

@@ -161,5 +161,9 @@ def _format(raw: dict[str, Any]) -> Format:
 
 def _spec(raw: dict[str, Any]) -> QuantSpec:
     return QuantSpec(
-        dtype=QuantDType(raw["dtype"]), symmetric=raw["symmetric"], axis=raw["axis"], block=raw.get("block")
+        dtype=QuantDType(raw["dtype"]),
+        symmetric=raw["symmetric"],
+        axis=raw["axis"],
+        block=raw.get("block"),
+        double=raw.get("double", False),
     )

@@ -41,6 +41,8 @@ GPU_FP8 = Format(
 
 FP4_BLOCK = 16
 """Elements of an FP4 block (NVFP4's; TensorRT takes no other)."""
+INT4_BLOCK, NF4_BLOCK = 128, 64
+"""Elements of a block where the recipe does not say; NF4's are the paper's."""
 
 SHARED = "shared with"
 """How the rule of a projection begins that follows another one of its query, key and value."""
@@ -95,14 +97,22 @@ def family(target: Target, policy: PolicyConfig) -> str:
     return f"gpu-{half}" if policy.preset in (Preset.FP16, Preset.BF16) or half in asked else "fp32"
 
 
+def block_size(policy: PolicyConfig) -> int:
+    """Return how many INT4 weights share a scale."""
+    return policy.block_size or INT4_BLOCK
+
+
 def weight_only(precision: Precision, policy: PolicyConfig, family: str) -> Format:
     """Return the format of weights alone: only what is stored, and read from memory, is narrow."""
     specs = {
         Precision.FP4: QuantSpec(dtype=QuantDType.FP4_E2M1, block=FP4_BLOCK),
-        Precision.INT4: QuantSpec(dtype=QuantDType.INT4, block=policy.block_size),
+        Precision.INT4: QuantSpec(dtype=QuantDType.INT4, block=block_size(policy)),
         # TensorRT multiplies INT8 weights with one scale a channel as they are stored, and widens blocks before; ONNX Runtime
         # the other way round.
-        Precision.W8A16: QuantSpec(dtype=QuantDType.INT8, block=policy.block_size if family == "cpu" else None),
+        Precision.W8A16: QuantSpec(dtype=QuantDType.INT8, block=block_size(policy) if family == "cpu" else None),
+        Precision.NF4: QuantSpec(
+            dtype=QuantDType.NF4, block=policy.block_size or NF4_BLOCK, double=policy.double_quantization
+        ),
     }
     return Format(activations=None, weights=specs[precision], second=None)
 
@@ -149,7 +159,7 @@ def plan(
     high = Precision.FP32 if policy.preset is Preset.FP32 else elsewhere
     dynamic = policy.activations != "static" and family == "cpu"
     found = candidates(model, roles)
-    rules = [*preset_rules(policy.preset, high, family), *guard_rules(family, high)]
+    rules = [*preset_rules(policy.preset, high, family), *guard_rules(family, high, LOW.get(policy.preset))]
     rules += half_guards(found, elsewhere) if elsewhere in HALVES else []
     rules += cost_rules(seen.costs, high) if family == "cpu" else []
     rules += [user_rule(config, family) for config in policy.rules]
@@ -233,6 +243,9 @@ def _why_not_alone(candidate: Candidate, precision: Precision, spec: QuantSpec, 
     what, kind = candidate.operands, candidate.node.op_type
     if what is None or what.weight is None or kind not in ("MatMul", "Gemm") or what.channel_axis is None:
         return f"{kind} has no weight that is stored in {precision.upper()}{' blocks' if spec.block else ''}"
+    bias = candidate.node.inputs[what.bias] if what.bias is not None else None
+    if precision is Precision.NF4 and bias is not None and bias.const_value is None:
+        return "its bias is no constant"  # the kernel's weight exists in no other form that could be multiplied
     summed = _summed(candidate)
     if spec.block is None or fitted(spec, summed, family) is not None:
         return ""

@@ -33,6 +33,7 @@ LOW = {
     Preset.INT4: Precision.INT4,
     Preset.FP4: Precision.FP4,
     Preset.W8A16: Precision.W8A16,
+    Preset.NF4: Precision.NF4,
 }
 """What a preset's projections, FFN and other linear layers compute in, where it quantizes them."""
 ATTENTION_MATMULS = (Role.ATTENTION_SCORES, Role.ATTENTION_CONTEXT)
@@ -124,8 +125,14 @@ def preset_rules(preset: Preset, high: Precision, family: str) -> list[Rule]:
     return rules
 
 
-def guard_rules(family: str, high: Precision) -> list[Rule]:
-    """Return what stays in high precision because INT8 is known to be slower or useless there."""
+def guard_rules(family: str, high: Precision, low: Precision | None = None) -> list[Rule]:
+    """Return what stays in high precision because INT8 is known to be slower or useless there.
+
+    Args:
+        family: The variant.
+        high: What stays computes in this.
+        low: What the preset quantizes to.
+    """
     rules = [
         Rule(text=f"guard: GEMM with K or N below {MIN_GEMM_DIM}", precision=high, matches=_narrow_gemm),
         Rule(
@@ -144,6 +151,9 @@ def guard_rules(family: str, high: Precision) -> list[Rule]:
                 precision=high,
                 matches=lambda c: c.node.op_type == "ConvTranspose",
             ),
+        ]
+    if family == "cpu" and low is not Precision.NF4:  # whose kernel reads FP16 tensors
+        rules += [
             Rule(
                 text="guard: ONNX Runtime has no INT8 kernels for FP16 tensors on CPU; start from the FP32 model",
                 precision=high,

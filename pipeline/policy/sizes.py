@@ -10,8 +10,10 @@ from pipeline.graph.operands import operands
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.types import HALVES, QuantDType, QuantSpec
 
-IR_BITS = {QuantDType.INT8: 8, QuantDType.INT4: 4, QuantDType.FP4_E2M1: 4}
+IR_BITS = {QuantDType.INT8: 8, QuantDType.INT4: 4, QuantDType.FP4_E2M1: 4, QuantDType.NF4: 4}
 """Bits of a weight in a block."""
+SECOND_BLOCK = 256
+"""Absolute maxima of NF4 blocks that share one of the second level."""
 
 
 def expected_bytes(model: ir.Model, plan: PrecisionPlan) -> int:
@@ -35,10 +37,16 @@ def expected_bytes(model: ir.Model, plan: PrecisionPlan) -> int:
             total += (
                 count + channels * (elsewhere + zero_point)
                 if spec.block is None
-                else count * IR_BITS[spec.dtype] // 8 + count // spec.block * elsewhere
+                else count * IR_BITS[spec.dtype] // 8 + _scale_bytes(count // spec.block, spec, elsewhere)
             )
         elif value.dtype is ir.DataType.FLOAT:
             total += count * elsewhere
         elif value.dtype is not None:
             total += math.ceil(count * value.dtype.itemsize)
     return total
+
+
+def _scale_bytes(blocks: int, spec: QuantSpec, each: int) -> int:
+    """Return what the scales of blocks take: doubly quantized a byte, and 4 for every 256 of them and for their mean."""
+    second = math.ceil(blocks / SECOND_BLOCK)
+    return second * (SECOND_BLOCK + 4) + 4 if spec.double else blocks * each

@@ -65,8 +65,10 @@ class _Dynamic:
             entry, found = planned.get(node.name or ""), operands(node)
             if entry is None or found is None or found.weight is None:
                 continue
-            spec = self.plan.formats[entry.precision].weights
-            if found.weight_only:
+            spec = self.plan.weight_spec(entry.precision, found.weight_shape(node), found.channel_axis)
+            if self.plan.formats[entry.precision].activations is None:
+                self.names.weight(node, found, spec)
+            elif found.weight_only:
                 self.names.table(node, found, spec)
             else:
                 self._product(node, found, spec)

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.quantize.nf4 import CODE, nearest_codes
 from pipeline.types import Array, QuantDType, QuantSpec, Range
 
 F32 = npt.NDArray[np.float32]
@@ -27,9 +28,10 @@ def fake_quantize(values: F32, limits: Range, spec: QuantSpec) -> F32:
 
 
 def fake_quantize_weight(weight: F32, spec: QuantSpec) -> F32:
-    """Return a weight ``[..., in, out]`` after Q and DQ with a symmetric scale for each output channel."""
-    scale = np.maximum(np.abs(weight).max(axis=-2, keepdims=True) / np.float32(spec.dtype.qmax), np.float32(1e-30))
-    found: F32 = nearest(weight / scale, spec.dtype) * scale
+    """Return a weight ``[..., in, out]`` after Q and DQ with a symmetric scale for each output channel, or each of its blocks."""
+    blocks = weight.reshape(*weight.shape[:-2], -1, spec.block or weight.shape[-2], weight.shape[-1])
+    scale = np.maximum(np.abs(blocks).max(axis=-2, keepdims=True) / np.float32(spec.dtype.qmax), np.float32(1e-30))
+    found: F32 = (nearest(blocks / scale, spec.dtype) * scale).reshape(weight.shape)
     return found
 
 
@@ -40,5 +42,8 @@ def nearest(steps: Array, dtype: QuantDType) -> Array:
     if narrow is not None:
         found: Array = clipped.astype(narrow).astype(steps.dtype)
         return found
+    if dtype is QuantDType.NF4:
+        quantiles: Array = CODE[nearest_codes(clipped)].astype(steps.dtype)
+        return quantiles
     rounded: Array = np.rint(clipped)
     return rounded

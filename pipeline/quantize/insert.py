@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from pipeline.graph.operands import Operands, operands, output_bias
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize import nbits
+from pipeline.quantize.block_product import has_kernel, insert_block_product
 from pipeline.quantize.sites import Site, sites
 from pipeline.quantize.stored_cache import store_quantized
 from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, round_to_nearest, stored_scale
@@ -68,7 +68,7 @@ class Inserter:
             if what.weight_only and self.plan.family == "cpu":
                 self.table(node, what, spec)
             else:
-                self._weight(node, what, spec)
+                self.weight(node, what, spec)
         progress("scales", len(quantized), len(quantized))
         self.drop_unused()
 
@@ -98,12 +98,12 @@ class Inserter:
             self.constant(f"{base}_zero_point", np.asarray(zero_point, dtype=IR_DTYPES[site.spec.dtype].numpy())),
         )
         self.pairs[site.tensor, site.spec] = operands_
-        quantize = ir.node("QuantizeLinear", [value, *operands_], name=self._free(f"{base}_QuantizeLinear"))
+        quantize = ir.node("QuantizeLinear", [value, *operands_], name=self.free(f"{base}_QuantizeLinear"))
         dequantize = ir.node(
-            "DequantizeLinear", [quantize.outputs[0], *operands_], name=self._free(f"{base}_DequantizeLinear")
+            "DequantizeLinear", [quantize.outputs[0], *operands_], name=self.free(f"{base}_DequantizeLinear")
         )
-        self._describe(quantize.outputs[0], f"{base}_quantized", IR_DTYPES[site.spec.dtype], value.shape)
-        self._describe(dequantize.outputs[0], f"{base}_dequantized", value.dtype, value.shape)
+        self.describe(quantize.outputs[0], f"{base}_quantized", IR_DTYPES[site.spec.dtype], value.shape)
+        self.describe(dequantize.outputs[0], f"{base}_dequantized", value.dtype, value.shape)
         readers = value.uses() if site.readers is None else [(self.nodes[n], i) for n, i in site.readers]
         readers = [(n, i) for n, i in readers if n.op_type != "QuantizeLinear"]
         self.place(value, [quantize, dequantize])
@@ -113,7 +113,8 @@ class Inserter:
         if site.readers is None and value.is_graph_output():
             self.give_output(value, dequantize.outputs[0])
 
-    def _weight(self, node: ir.Node, what: Operands, spec: QuantSpec) -> None:
+    def weight(self, node: ir.Node, what: Operands, spec: QuantSpec) -> None:
+        """Let a node read its weight quantized: behind a DequantizeLinear, or by an operator that reads it as it is stored."""
         assert what.weight is not None
         value = node.inputs[what.weight]
         assert value is not None
@@ -145,8 +146,8 @@ class Inserter:
                 min_scale=floor,
                 signed=self.plan.signed_scales,
             )
-        if self.plan.family == "cpu" and nbits.has_kernel(node, what, spec):
-            self._nbits(node, what, spec, weight)
+        if self.plan.family == "cpu" and has_kernel(node, what, spec):
+            insert_block_product(self, node, what, spec, weight)
             return
         key = (value.name or "", weight.scale.tobytes(), weight.axis)
         if key not in self.weights:
@@ -155,39 +156,6 @@ class Inserter:
         if bias is not None:
             scale = np.maximum(weight.scale * activation, np.finfo(np.float32).smallest_normal)
             node.replace_input_with(2, self._bias(bias, scale))
-
-    def _nbits(self, node: ir.Node, what: Operands, spec: QuantSpec, weight: QuantizedWeight) -> None:
-        """Replace a product by one of ONNX Runtime's with weights in blocks, and an Add where its bias is no plain one."""
-        assert what.weight is not None
-        value, made_from = node.inputs[what.weight], node.inputs[0]
-        assert value is not None
-        assert made_from is not None
-        base = value.name or ""
-        key = base, spec, what.channel_axis
-        if key not in self.packed:
-            tensor, scales = nbits.packed(weight, spec, f"{base}_quantized")
-            self.packed[key] = self.initializer(f"{base}_quantized", tensor), self.constant(f"{base}_scale", scales)
-        form = nbits.attributes(weight, spec)
-        bias, added = nbits.bias_of(node, what, form["N"])
-        inputs = [made_from, *self.packed[key], *([None, None, bias] if bias is not None else [])]
-        name = node.name or ""
-        product = ir.Node(
-            nbits.DOMAIN,
-            nbits.OPERATOR,
-            inputs,
-            [ir.AttrInt64(attribute, number) for attribute, number in form.items()],
-            name=name if added is None else self._free(f"{name}/product"),
-        )
-        self._describe(product.outputs[0], f"{node.outputs[0].name}_product", made_from.dtype, node.outputs[0].shape)
-        self.graph.insert_before(node, [product])
-        result = product.outputs[0]
-        if added is not None:
-            add = self.node("Add", [result, self.constant(f"{name}_bias", added)], f"{name}/Add")
-            self.graph.insert_before(node, [add])
-            result = add.outputs[0]
-        self.graph.opset_imports[nbits.DOMAIN] = 1
-        self.supplant(node, result)
-        self.nodes[name] = product
 
     def _correct(self, node: ir.Node, correction: Array) -> None:
         """Add a constant to each output channel: in the node's bias, in the Add behind it, or with an Add of its own."""
@@ -210,7 +178,7 @@ class Inserter:
             return
         add = self.node("Add", [output, constant], f"{node.name}/correction/Add")
         name, result = output.name, add.outputs[0]
-        output.name = self._free(f"{name}_uncorrected")
+        output.name = self.free(f"{name}_uncorrected")
         result.name, result.shape, result.type = name, output.shape, output.type
         ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
         add.replace_input_with(0, output)
@@ -232,7 +200,7 @@ class Inserter:
             self.tables[key] = (self.initializer(f"{key}_quantized", weight.tensor), scale)
         stored, scale = self.tables[key]
         gather = ir.node("Gather", [stored, indices], attributes=node.attributes, name=node.name)
-        self._describe(gather.outputs[0], f"{rows.name}_quantized", ir.DataType.INT8, rows.shape)
+        self.describe(gather.outputs[0], f"{rows.name}_quantized", ir.DataType.INT8, rows.shape)
         axis = -1 if rows.shape is None else len(rows.shape) - 1
         dequantize = self.node(
             "DequantizeLinear", [gather.outputs[0], scale], f"{rows.name}_DequantizeLinear", attributes={"axis": axis}
@@ -265,9 +233,9 @@ class Inserter:
             "DequantizeLinear",
             inputs,
             attributes=({} if axis is None else {"axis": axis}) | ({} if block is None else {"block_size": block}),
-            name=self._free(f"{base}_DequantizeLinear"),
+            name=self.free(f"{base}_DequantizeLinear"),
         )
-        self._describe(node.outputs[0], f"{base}_dequantized", value.dtype, value.shape)
+        self.describe(node.outputs[0], f"{base}_dequantized", value.dtype, value.shape)
         self.graph.insert_before(self.graph[0], [node])
         return node.outputs[0]
 
@@ -275,9 +243,14 @@ class Inserter:
         """Add a small constant under a free name."""
         return self.initializer(name, ir.tensor(array))
 
+    def shared_constant(self, name: str, array: Array) -> ir.Value:
+        """Return the one constant of this name, whose values are always these."""
+        found = self.graph.initializers.get(name)
+        return self.constant(name, array) if found is None else found
+
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Add an initializer under a free name; a lazy tensor stays lazy."""
-        value = ir.Value(name=self._free(name), shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
+        value = ir.Value(name=self.free(name), shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype))
         value.const_value = tensor
         self.graph.register_initializer(value)
         return value
@@ -291,23 +264,24 @@ class Inserter:
         attributes: dict[str, int] | None = None,
     ) -> ir.Node:
         """Make a node (not yet placed) whose name and output names are free."""
-        made = ir.node(op_type, inputs, attributes=attributes or {}, num_outputs=outputs, name=self._free(name))
+        made = ir.node(op_type, inputs, attributes=attributes or {}, num_outputs=outputs, name=self.free(name))
         for index, value in enumerate(made.outputs):
-            value.name = self._free(f"{name}_{index}" if outputs > 1 else f"{name}_output")
+            value.name = self.free(f"{name}_{index}" if outputs > 1 else f"{name}_output")
         return made
 
     def supplant(self, node: ir.Node, value: ir.Value) -> None:
         """Let everything that reads ``node``'s output read ``value`` instead, and remove the node."""
         old = node.outputs[0]
         name = old.name
-        old.name = self._free(f"{name}_replaced")
+        old.name = self.free(f"{name}_replaced")
         value.name = name
         value.shape, value.type = old.shape, old.type
         ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
         self.graph.remove(node, safe=True)
 
-    def _describe(self, value: ir.Value, name: str, dtype: ir.DataType | None, shape: ir.Shape | None) -> None:
-        value.name = self._free(name)
+    def describe(self, value: ir.Value, name: str, dtype: ir.DataType | None, shape: ir.Shape | None) -> None:
+        """Give a tensor a free name, a type and a shape."""
+        value.name = self.free(name)
         value.type = None if dtype is None else ir.TensorType(dtype)
         value.shape = shape
 
@@ -322,11 +296,12 @@ class Inserter:
     def give_output(self, value: ir.Value, replacement: ir.Value) -> None:
         """Make ``replacement`` the graph output that ``value`` was, under its name."""
         name, index = value.name, list(self.graph.outputs).index(value)
-        value.name = self._free(f"{name}_float")
+        value.name = self.free(f"{name}_float")
         replacement.name = name
         self.graph.outputs[index] = replacement
 
-    def _free(self, name: str) -> str:
+    def free(self, name: str) -> str:
+        """Return the name, with a number behind it if it is taken, and take it."""
         candidate, n = name, 1
         while candidate in self.names:
             candidate, n = f"{name}_{n}", n + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,11 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.memory import open_session, stream
-from pipeline.quantize.products import Reading
+from pipeline.quantize.products import Product, Reading
 from pipeline.types import Array, Feeds
 
 F64 = npt.NDArray[np.float64]
+K = TypeVar("K")
 
 POSITIONS = 256
 """Output positions of a convolution that are seen of each sample, evenly spread: neighbours are much alike."""
@@ -65,11 +67,13 @@ class Moments:
         count: Rows seen.
         total: Their sum, float64 ``[groups, products summed]``.
         gram: ``X^T X``, float64 ``[groups, products summed, products summed]``.
+        magnitude: The sum of ``|X|``, float64 ``[groups, products summed]``.
     """
 
     count: int
     total: F64
     gram: F64
+    magnitude: F64
 
     @property
     def mean(self) -> F64:
@@ -103,8 +107,43 @@ def second_moments(
 def _moments(rows: npt.NDArray[np.float32]) -> Moments:
     # A single matrix with its own transpose costs half.
     gram = (rows[0].T @ rows[0])[None] if len(rows) == 1 else rows.transpose(0, 2, 1) @ rows
-    return Moments(count=rows.shape[1], total=rows.sum(axis=1, dtype=np.float64), gram=gram.astype(np.float64))
+    return Moments(
+        count=rows.shape[1],
+        total=rows.sum(axis=1, dtype=np.float64),
+        gram=gram.astype(np.float64),
+        magnitude=np.abs(rows).sum(axis=1, dtype=np.float64),
+    )
 
 
 def _added(old: Moments, new: Moments) -> Moments:
-    return Moments(count=old.count + new.count, total=old.total + new.total, gram=old.gram + new.gram)
+    return Moments(
+        count=old.count + new.count,
+        total=old.total + new.total,
+        gram=old.gram + new.gram,
+        magnitude=old.magnitude + new.magnitude,
+    )
+
+
+def fitting(sizes: Mapping[K, int], memory_bytes: int) -> Iterator[list[K]]:
+    """Yield the keys in parts whose second moments (and one batch's product) fit the memory together.
+
+    Args:
+        sizes: What each key's moments take, from :func:`moment_bytes`.
+        memory_bytes: The memory.
+    """
+    part: list[K] = []
+    used = 0
+    for key, size in sizes.items():
+        if part and (used + size > memory_bytes or len(part) == MOST_TAPPED):
+            yield part
+            part, used = [], 0
+        part.append(key)
+        used += size
+    if part:
+        yield part
+
+
+def moment_bytes(product: Product) -> int:
+    """Return what the second moments of a product's input take while one batch's are added to them."""
+    groups, summed = product.channels.shape
+    return int(2 * 8 * groups * summed**2)

@@ -78,4 +78,5 @@ def bias_of(node: ir.Node, what: Operands, outputs: int) -> tuple[ir.Value | Non
     factor = 1.0 if beta is None else beta.as_float()
     if factor == 1.0 and tuple(bias.const_value.shape.numpy()) == (outputs,):
         return bias, None
-    return None, (bias.const_value.numpy() * np.float32(factor)).astype(np.float32)
+    values = bias.const_value.numpy()
+    return None, (values * np.float32(factor)).astype(values.dtype)

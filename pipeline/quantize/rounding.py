@@ -1,6 +1,6 @@
-"""Round the weights of one variant with GPTQ and keep them in a folder, one file a weight.
+"""Round the weights of one variant with GPTQ or AWQ and keep them in a folder, one file a weight.
 
-GPTQ here minimizes the error about its mean, because the mean error is a constant for each output channel, which the bias
+Both here minimize the error about its mean, because the mean error is a constant for each output channel, which the bias
 takes up exactly (bias correction, Nagel et al. 2019, section 4.2). That matters most where the input is far from zero on
 average: behind a shift, or GELU.
 """
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,13 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.awq import clipped_scales
 from pipeline.quantize.fake import nearest
 from pipeline.quantize.gptq import gptq, refine
-from pipeline.quantize.moments import F64, MOST_TAPPED, Moments, Tap, second_moments
+from pipeline.quantize.moments import F64, Moments, Tap, fitting, moment_bytes, second_moments
 from pipeline.quantize.products import Product, Reading, product
 from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, block_scales, channel_scales, lowest
-from pipeline.types import Feeds, Progress, QuantDType, QuantSpec, silent
+from pipeline.types import WEIGHT_ONLY, Array, Feeds, Precision, Progress, QuantDType, QuantSpec, silent
 
 INDEX = "index.json"
 
@@ -34,11 +36,13 @@ class RoundingOptions:
     """How to round.
 
     Attributes:
+        method: ``gptq``, or ``awq``: to nearest in clipped blocks, of weights that were scaled before and are quantized alone.
         mask: The input that is 0 at padding; padding is left out of the second moments.
         threads: Threads for ONNX Runtime; 0 is one per core.
         memory_bytes: Second moments held at once; more need several passes over the data.
     """
 
+    method: Literal["gptq", "awq"] = "gptq"
     mask: str | None = None
     threads: int = 0
     memory_bytes: int = 1 << 30
@@ -52,9 +56,9 @@ def round_weights(
     options: RoundingOptions = RoundingOptions(),
     progress: Progress = silent,
 ) -> int:
-    """Write every quantized MatMul, Gemm and Conv weight of ``plan``, rounded by GPTQ; return how many.
+    """Write every quantized MatMul, Gemm and Conv weight of ``plan`` that the method rounds; return how many.
 
-    A weight that several nodes read stays with round-to-nearest.
+    A weight that several nodes read stays with round-to-nearest, as NF4 does, whose codes are no steps of a scale.
 
     Args:
         path: The float model.
@@ -65,22 +69,25 @@ def round_weights(
         progress: Told of every weight under ``round``.
     """
     model = models.load(path)
-    wanted = _wanted(model, plan)
+    wanted = _wanted(model, plan, options.method)
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, str] = {}
     scale_dtype = plan.scale_dtype
-    for part in _parts(wanted, options.memory_bytes):
+    round_one = {"gptq": _by_gptq, "awq": _by_awq}[options.method]
+    sizes = {key: moment_bytes(products[0][0]) for key, products in wanted.items()}
+    for part in fitting(sizes, options.memory_bytes):
         tap = Tap(path, list(dict.fromkeys(tensor for tensor, _ in part)), mask=options.mask, threads=options.threads)
         readings: dict[str, list[Reading]] = {}
         for tensor, reading in part:
             readings.setdefault(tensor, []).append(reading)
         moments = second_moments(tap, data, readings)
-        for key, products in part.items():
+        for key in part:
             seen = moments.pop(key)
-            for found, spec in products:
+            for found, spec in wanted[key]:
                 file = f"{len(index):05}.npz"
                 index[found.node.name or ""] = file
-                _round(found, spec, seen, folder / file, scale_dtype, signed=plan.signed_scales)
+                made = round_one(found, spec, seen.centred, scale_dtype, signed=plan.signed_scales)
+                _write(found, spec, seen, made, folder / file)
                 progress("round", len(index), sum(map(len, wanted.values())))
     (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return len(index)
@@ -112,9 +119,10 @@ def read_index(folder: Path) -> dict[str, str]:
 _Wanted = dict[tuple[str, Reading], list[tuple[Product, QuantSpec]]]
 
 
-def _wanted(model: ir.Model, plan: PrecisionPlan) -> _Wanted:
+def _wanted(model: ir.Model, plan: PrecisionPlan, method: str) -> _Wanted:
     """Return the products to round by the tensor they read and how they read it."""
-    precisions = {n.node: n.precision for n in plan.quantized()}
+    rounded = {Precision.INT8, Precision.FP8, *WEIGHT_ONLY} if method == "gptq" else {*WEIGHT_ONLY}
+    precisions = {n.node: n.precision for n in plan.quantized() if n.precision in rounded - {Precision.NF4}}
     uses = Counter(v for n in model.graph.all_nodes() for v in n.inputs if v is not None and v.is_initializer())
     found: _Wanted = {}
     for node in model.graph:
@@ -128,55 +136,79 @@ def _wanted(model: ir.Model, plan: PrecisionPlan) -> _Wanted:
     return found
 
 
-def _parts(wanted: _Wanted, memory_bytes: int) -> Iterator[_Wanted]:
-    """Yield the tensors whose second moments (and one batch's product) fit the memory together."""
-    part: _Wanted = {}
-    used = 0
-    for key, products in wanted.items():
-        groups, summed = products[0][0].channels.shape
-        size = 2 * 8 * groups * summed**2
-        if part and (used + size > memory_bytes or len(part) == MOST_TAPPED):
-            yield part
-            part, used = {}, 0
-        part[key] = products
-        used += size
-    if part:
-        yield part
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rounded:
+    """A rounded weight as matrices, one for each group of channels.
+
+    Attributes:
+        values: What is stored, float64 ``[groups, products summed, outputs]``.
+        steps: The scale of each value, in a shape that broadcasts over ``values``.
+        scale: What is stored beside it, along ``axis``.
+        axis: See :class:`pipeline.quantize.weights.QuantizedWeight`.
+    """
+
+    values: F64
+    steps: Array
+    scale: Array
+    axis: int
 
 
-def _round(
-    made: Product, spec: QuantSpec, seen: Moments, file: Path, scale_dtype: npt.DTypeLike, *, signed: bool
-) -> None:
-    assert made.what.weight is not None
-    assert made.what.channel_axis is not None
-    value = made.node.inputs[made.what.weight]
-    assert value is not None
-    weights, grams = made.weight(), seen.centred
+def _by_gptq(made: Product, spec: QuantSpec, grams: F64, scale_dtype: npt.DTypeLike, *, signed: bool) -> _Rounded:
+    weights = made.weight()
     if spec.block is None:
-        axis, scale = made.what.channel_axis, channel_scales(value, spec, made.what.channel_axis, scale_dtype)
-        steps = scale.reshape(len(weights), 1, -1)
+        steps, scale, axis = _channel_steps(made, spec, scale_dtype)
     else:
-        blocks = block_scales(weights[0], spec, np.diagonal(grams[0]), scale_dtype, signed=signed)
-        axis, scale = 1 - made.what.channel_axis, blocks if made.what.channel_axis == 1 else blocks.T
-        steps = np.repeat(blocks, spec.block, axis=0)[None]
+        found = block_scales(weights[0], spec, np.diagonal(grams[0]), scale_dtype, signed=signed)
+        steps, scale, axis = _block_steps(made, spec.block, found)
 
     def store(values: F64) -> F64:
         return _symmetric(values, spec.dtype)
 
-    found = np.empty(weights.shape)
-    correction = np.empty((len(weights), weights.shape[2]))
+    values = np.empty(weights.shape)
     for group, (weight, gram, step) in enumerate(zip(weights, grams, steps, strict=True)):
-        found[group] = refine(weight, gptq(weight, gram, step, store), gram, step, store)
-        lost = weight.astype(np.float64) - found[group] * step.astype(np.float64)
-        correction[group] = seen.mean[group] @ lost
-    stored = made.stored(found).astype(IR_DTYPES[spec.dtype].numpy())
+        values[group] = refine(weight, gptq(weight, gram, step, store), gram, step, store)
+    return _Rounded(values=values, steps=steps, scale=scale, axis=axis)
+
+
+def _by_awq(made: Product, spec: QuantSpec, grams: F64, scale_dtype: npt.DTypeLike, *, signed: bool) -> _Rounded:
+    weights = made.weight()
+    if spec.block is None:
+        steps, scale, axis = _channel_steps(made, spec, scale_dtype)
+    else:
+        found = clipped_scales(weights[0], spec, grams[0], scale_dtype, signed=signed)
+        steps, scale, axis = _block_steps(made, spec.block, found)
+    values = _symmetric(weights / steps.astype(np.float64), spec.dtype)
+    return _Rounded(values=values, steps=steps, scale=scale, axis=axis)
+
+
+def _channel_steps(made: Product, spec: QuantSpec, scale_dtype: npt.DTypeLike) -> tuple[Array, Array, int]:
+    """Return one step for each output channel, for the rounding and as it is stored, and the axis that it is stored along."""
+    assert made.what.weight is not None
+    assert made.what.channel_axis is not None
+    value = made.node.inputs[made.what.weight]
+    assert value is not None
+    scale = channel_scales(value, spec, made.what.channel_axis, scale_dtype)
+    return scale.reshape(made.reading.groups, 1, -1), scale, made.what.channel_axis
+
+
+def _block_steps(made: Product, block: int, found: Array) -> tuple[Array, Array, int]:
+    """The same of blocks whose scales are ``found``, ``[blocks, outputs]``."""
+    axis = made.what.channel_axis
+    assert axis is not None
+    return np.repeat(found, block, axis=0)[None], found if axis == 1 else found.T, 1 - axis
+
+
+def _write(made: Product, spec: QuantSpec, seen: Moments, found: _Rounded, file: Path) -> None:
+    lost = made.weight().astype(np.float64) - found.values * found.steps.astype(np.float64)
+    correction = (seen.mean[:, None] @ lost)[:, 0]
+    stored = made.stored(found.values).astype(IR_DTYPES[spec.dtype].numpy())
     with file.open("wb") as stream:
         np.savez(
             stream,
             # numpy's file format knows no float8: the bytes are kept.
             weight=np.ascontiguousarray(stored).view(np.uint8),
-            scale=np.ascontiguousarray(scale),
-            axis=np.int64(axis),
+            scale=np.ascontiguousarray(found.scale),
+            axis=np.int64(found.axis),
             correction=correction.reshape(-1).astype(np.float32),
         )
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.quantize.groups import Group, absorbable, groups
 from pipeline.quantize.moments import MOST_TAPPED, Tap
 from pipeline.quantize.products import Product, Reading, product_of
 from pipeline.quantize.smoothing import (
@@ -19,12 +20,9 @@ from pipeline.quantize.smoothing import (
     WORTH,
     WORTH_EXPLICIT,
     ChoiceOptions,
-    Group,
     Part,
     Smoothing,
-    absorbable,
     choose,
-    groups,
 )
 from pipeline.quantize.upstream import gain, is_norm
 from pipeline.types import Feeds, Progress, silent

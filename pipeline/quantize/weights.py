@@ -15,6 +15,7 @@ from pipeline.errors import QuantizeError
 from pipeline.quantize.block_kernels import least_error
 from pipeline.quantize.cores import on_all_cores, tiles
 from pipeline.quantize.fake import nearest
+from pipeline.quantize.nf4 import SecondLevel, nearest_codes, second_level
 from pipeline.types import BFLOAT16, Array, QuantDType, QuantSpec
 
 IR_DTYPES = {
@@ -24,6 +25,7 @@ IR_DTYPES = {
     QuantDType.FP8_E5M2: ir.DataType.FLOAT8E5M2,
     QuantDType.INT4: ir.DataType.INT4,
     QuantDType.FP4_E2M1: ir.DataType.FLOAT4E2M1,
+    QuantDType.NF4: ir.DataType.UINT8,
 }
 _TINY = 1e-30
 SHARES = tuple(round(1.0 - 0.04 * step, 2) for step in range(14))
@@ -39,10 +41,11 @@ class QuantizedWeight:
     """A weight ready to be an initializer.
 
     Attributes:
-        tensor: int8 or float8_e4m3fn, the float weight's shape; evaluated lazily, so that only one weight is in memory at a time.
+        tensor: int8, float8_e4m3fn or (NF4) the codes as uint8, the float weight's shape; evaluated lazily, so that only one weight is in memory at a time.
         scale: float32, ``[]`` per tensor, ``[channels]`` along ``axis``, or the weight's shape with ``axis`` divided by ``block``.
         axis: The output-channel axis, ``None`` per tensor; in blocks the axis that they divide.
         block: Elements along ``axis`` that share a scale, where the weight is quantized in blocks.
+        second: The scales of blocks as they are stored where those are quantized too; ``scale`` then holds what was quantized.
         correction: What to add to the GEMM's bias, float32 ``[channels]``, so that the mean output stays; ``None`` is nothing.
     """
 
@@ -50,6 +53,7 @@ class QuantizedWeight:
     scale: Array
     axis: int | None
     block: int | None = None
+    second: SecondLevel | None = None
     correction: Array | None = None
 
 
@@ -62,7 +66,7 @@ def round_to_nearest(
     min_scale: Array | None = None,
     signed: bool = False,
 ) -> QuantizedWeight:
-    """Quantize a constant weight symmetrically, ``scale = max|w| / 127`` (FP8: 448, INT4: 7) per output channel or block.
+    """Quantize a constant weight symmetrically, ``scale = max|w| / 127`` (FP8: 448, INT4: 7, NF4: 1) per output channel or block.
 
     Args:
         value: A float initializer.
@@ -103,6 +107,8 @@ def _in_blocks(
     by_rows = weight if summed == 0 else weight.T
     if signed and spec.dtype is QuantDType.INT4:
         found = _signed(_extremes(by_rows, block), spec, 1.0, scale_dtype)
+    elif spec.dtype is QuantDType.NF4:
+        found = block_candidates(by_rows, spec, (1.0,), scale_dtype, signed=False)[0]
     else:
         found = block_scales(by_rows, spec, np.ones(len(by_rows)), scale_dtype, shares=CAUTIOUS)
     scale = found if summed == 0 else np.ascontiguousarray(found.T)
@@ -111,7 +117,11 @@ def _in_blocks(
         return np.repeat(scale[rows], block, axis=1) if summed else scale[np.arange(rows.start, rows.stop) // block]
 
     lazy = _lazy(value, spec, divisor)
-    return QuantizedWeight(tensor=lazy, scale=scale, axis=summed, block=block)
+    second = None
+    if spec.double:
+        low, high = _extremes(by_rows, block)  # of a block of zeros the maximum is 0, not the 1 that it is divided by
+        second = second_level(np.ascontiguousarray(np.maximum(-low, high).T).reshape(-1))
+    return QuantizedWeight(tensor=lazy, scale=scale, axis=summed, block=block, second=second)
 
 
 def _lazy(value: ir.Value, spec: QuantSpec, divisor: Callable[[slice], Array]) -> ir.LazyTensor:
@@ -126,6 +136,9 @@ def _lazy(value: ir.Value, spec: QuantSpec, divisor: Callable[[slice], Array]) -
 
         def store(rows: slice) -> None:
             found = np.divide(weight[rows].astype(np.float32), divisor(rows))
+            if spec.dtype is QuantDType.NF4:
+                steps[rows] = nearest_codes(found)
+                return
             np.clip(found, lowest(spec.dtype), spec.dtype.qmax, out=found)
             steps[rows] = nearest(found, spec.dtype)
 
@@ -174,13 +187,22 @@ def block_scales(
     assert spec.block is not None
     # A row whose input was always zero still gets a little, so that a block of such rows has a scale of its own.
     cost = importance + 1e-6 * max(float(np.mean(importance)), 1e-30)
+    levels = (lowest(spec.dtype), spec.dtype.qmax, spec.dtype is QuantDType.FP4_E2M1)
+    tried = block_candidates(weight, spec, shares, scale_dtype, signed=signed)
+    return least_error(weight, spec.block, cost, tried, levels)
+
+
+def block_candidates(
+    weight: Array, spec: QuantSpec, shares: Sequence[float], scale_dtype: npt.DTypeLike, *, signed: bool
+) -> Array:
+    """Return the scales that are tried for blocks, float32 ``[candidates, blocks, channels out]``: see :func:`block_scales`."""
+    assert spec.block is not None
     ends = _extremes(weight, spec.block)
     amax = np.maximum(-ends[0], ends[1])
     tried = [_scale(amax * np.float32(share), spec, scale_dtype, None) for share in shares]
     if signed and spec.dtype is QuantDType.INT4:
         tried += [_signed(ends, spec, share, scale_dtype) for share in shares]
-    levels = (lowest(spec.dtype), spec.dtype.qmax, spec.dtype is QuantDType.FP4_E2M1)
-    return least_error(weight, spec.block, cost, np.stack(tried), levels)
+    return np.stack(tried)
 
 
 def _extremes(weight: Array, block: int) -> tuple[Array, Array]:

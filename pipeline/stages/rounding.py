@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import model as models
-from pipeline.errors import RecipeError
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.rounding import RoundingOptions, round_weights
+from pipeline.quantize.rounding import round_weights
 from pipeline.sources.export import Exported
+from pipeline.stages.rounding_options import no_data, rounding_options
 from pipeline.stages.run import Run, step
 from pipeline.stages.smoothing import FloatGraph
-from pipeline.types import CalibrationData, Precision, Role
+from pipeline.types import WEIGHT_ONLY, CalibrationData, Precision, Role
 
 
 @step
@@ -22,21 +22,26 @@ def rounding(
 ) -> dict[str, Path]:
     """Folder of rounded weights of each family; families that round to nearest have none."""
     asked = run.recipe.policy.rounding
-    wanted = {name for name, made in plans.items() if asked == "gptq" or (asked is None and _gains(made))}
+    wanted = {name for name, made in plans.items() if asked in ("gptq", "awq") or (asked is None and _gains(made))}
     if not wanted:
         return {}
     inputs = models.inputs(models.load(next(iter(floats.values())).path))
     data, mask = run.open(run.recipe.calibration, exported, inputs), run.mask(inputs)
-    options = RoundingOptions(
-        mask=mask, threads=run.recipe.threads, memory_bytes=run.recipe.calibration.memory_mb << 20
-    )
+    options = rounding_options(run, mask)
+    method = options.method.upper()
     found = {}
     for name, made in plans.items():
         if not made.formats or name not in wanted:
             continue
         if made.dynamic:
-            notice("not-gptq", "Weights are rounded to nearest where activations are dynamic.", where="policy.rounding")
+            notice(
+                f"not-{options.method}",
+                "Weights are rounded to nearest where activations are dynamic.",
+                where="policy.rounding",
+            )
             continue
+        if asked in ("gptq", "awq"):
+            _remark(name, made, options.method)
         if asked is None and data is None:
             notice(
                 "rounded-to-nearest",
@@ -45,11 +50,7 @@ def rounding(
             )
             continue
         if data is None:
-            raise RecipeError(
-                "GPTQ needs calibration data, and the recipe names none.",
-                where="policy.rounding",
-                fix="Give --calibration DATA, or set policy.rounding to rtn.",
-            )
+            raise no_data(method)
         out = f"{run.folder(name)}/rounding"
 
         def produce(
@@ -66,9 +67,20 @@ def rounding(
             "plan": run.directory / run.folder(name) / "precision_plan.json",
             "data": data.digest(),
             "mask": mask,
+            "method": options.method,
         }
         found[name] = run.stage(run.part("rounding", name), key, [out], produce).paths[out]
     return found
+
+
+def _remark(name: str, made: PrecisionPlan, method: str) -> None:
+    """Say which quantized weights the method that was asked for does not round."""
+    left = {p for p in made.formats if p is Precision.NF4 or (method == "awq" and p not in WEIGHT_ONLY)}
+    if left:
+        which = " and ".join(sorted(p.upper() for p in left))
+        notice(
+            f"not-{method}", f"{method.upper()} does not round {which} weights; they are rounded to nearest", where=name
+        )
 
 
 def _gains(made: PrecisionPlan) -> str:

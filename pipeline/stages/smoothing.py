@@ -15,11 +15,16 @@ from pipeline.graph.prepare import Prepared
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import smoothing_for
+from pipeline.quantize import awq_search
+from pipeline.quantize.awq_search import scaled_groups
+from pipeline.quantize.groups import Group, groups
+from pipeline.quantize.sites import sites
 from pipeline.quantize.smooth import apply
-from pipeline.quantize.smoothing import F32, Group, by_tensor, groups, to_json
+from pipeline.quantize.smoothing import F32, Smoothing, by_tensor, to_json
 from pipeline.quantize.smoothing_search import SearchOptions, search
 from pipeline.recipe import Recipe
 from pipeline.sources.export import Exported
+from pipeline.stages.rounding_options import no_data, rounding_options
 from pipeline.stages.run import STATISTICS, Run, step
 from pipeline.stages.tuning_samples import TUNING_SAMPLES, first_batches
 from pipeline.types import CalibrationData
@@ -42,11 +47,19 @@ class FloatGraph:
     before: FloatGraph | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What may change one family's float graph: smoothing of what is quantized, AWQ of what weights alone multiply."""
+
+    smooth: bool
+    awq: bool
+
+
 @step
 def smooth(
     run: Run, exported: Exported, canonical: Prepared, plans: dict[str, PrecisionPlan], statistics: Statistics | None
 ) -> dict[str, FloatGraph]:
-    """The float graph that each family is quantized from: smoothed where the policy asks for it and it gains."""
+    """The float graph that each family is quantized from: scaled where the policy asks for it and it gains."""
     plain = FloatGraph(
         path=canonical.path,
         statistics=statistics,
@@ -56,68 +69,95 @@ def smooth(
     given = run.recipe.policy.smooth is not None
     if given and run.recipe.policy.smooth != "off" and any(made.dynamic for made in plans.values()):
         notice("not-smoothed", "Nothing is smoothed where activations are dynamic.", where="policy.smooth")
-    if statistics is None or not may_smooth(run.recipe):
-        return found
-    inputs = models.inputs(models.load(canonical.path))
-    data = run.open(run.recipe.calibration, exported, inputs)
-    if data is None:
-        raise RecipeError(
-            "Smoothing needs the calibration data again, to see what it does to the activations.",
-            where="policy.smooth",
-            fix="Give --calibration DATA, or set policy.smooth to off.",
-        )
-    mask = run.mask(inputs)
-    wanted = smoothing_for(run.recipe.policy)
+    model = models.load(canonical.path)
+    smoothable = statistics is not None and may_smooth(run.recipe)
     for name, made in plans.items():
-        smoothable = groups(models.load(canonical.path), made)
-        if made.dynamic or not smoothable:
-            continue
-        folder = run.folder(name)
-        graph, sketches, choices = (f"{folder}/{f}" for f in ("float.onnx", "float.safetensors", "smoothing.json"))
+        wanted = _Wanted(
+            smooth=smoothable and bool(groups(model, made)),
+            awq=run.recipe.policy.rounding == "awq" and bool(scaled_groups(model, made)),
+        )
+        if not made.dynamic and (wanted.smooth or wanted.awq):
+            found[name] = _scaled(run, exported, name, made, plain, wanted)
+    return found
 
-        def produce(
-            work: Path,
-            made: PrecisionPlan = made,
-            files: tuple[str, str, str] = (graph, sketches, choices),
-        ) -> dict[str, Any]:
-            options = SearchOptions(
-                alpha=None if wanted == "auto" else float(wanted),
-                mask=mask,
-                threads=run.recipe.threads,
-                memory_bytes=run.recipe.calibration.memory_mb << 20,
-            )
-            extremes = _extremes(statistics, groups(models.load(canonical.path), made))
+
+def _scaled(
+    run: Run, exported: Exported, name: str, made: PrecisionPlan, plain: FloatGraph, wanted: _Wanted
+) -> FloatGraph:
+    """Return one family's scaled graph."""
+    inputs = models.inputs(models.load(plain.path))
+    data, mask = run.open(run.recipe.calibration, exported, inputs), run.mask(inputs)
+    if data is None:
+        raise _no_data(wanted)
+    folder, files = run.folder(name), ("float.onnx", "float.safetensors", "smoothing.json")
+    graph, sketches, choices = outputs = [f"{folder}/{file}" for file in files]
+
+    def produce(work: Path) -> dict[str, Any]:
+        smoothed: tuple[Smoothing, ...] = ()
+        if wanted.smooth:
+            assert plain.statistics is not None
+            extremes = _extremes(plain.statistics, groups(models.load(plain.path), made))
             feeds = first_batches(data, TUNING_SAMPLES, inputs)
-            chosen = search(canonical.path, made, extremes, feeds, options, run.progress)
-            model = models.load(canonical.path)
-            changed = apply(model, by_tensor(chosen))
-            models.save(model, work / files[0])
-            _collected(run, work / files[0], changed, data, mask).save(work / files[1])
-            (work / files[2]).write_text(to_json(chosen), encoding="utf-8")
-            return {"smoothed": len(by_tensor(chosen)), "groups": len(chosen)}
-
-        key = {
-            "model": canonical.path,
-            "plan": run.directory / folder / "precision_plan.json",
-            "statistics": run.directory / STATISTICS,
-            "data": data.digest(),
-            "mask": mask,
-            "smooth": wanted,
+            smoothed = search(plain.path, made, extremes, feeds, _search_options(run, mask), run.progress)
+        scaled: tuple[Smoothing, ...] = ()
+        if wanted.awq:
+            scaled = awq_search.search(plain.path, made, data, rounding_options(run, mask), run.progress)
+        model = models.load(plain.path)
+        changed = apply(model, by_tensor([*smoothed, *scaled]))
+        models.save(model, work / graph)
+        _collected(run, work / graph, _observed(made, work / graph, changed), data, mask).save(work / sketches)
+        (work / choices).write_text(to_json([*smoothed, *scaled]), encoding="utf-8")
+        return {
+            "smoothed": len(by_tensor(smoothed)),
+            "groups": len(smoothed),
+            "scaled": len(by_tensor(scaled)),
+            "inputs": len(scaled),
         }
-        result = run.stage(run.part("smooth", name), key, [graph, sketches, choices], produce)
+
+    key = {
+        "model": plain.path,
+        "plan": run.directory / folder / "precision_plan.json",
+        "statistics": list(plain.files),
+        "data": data.digest(),
+        "mask": mask,
+        "smooth": smoothing_for(run.recipe.policy) if wanted.smooth else None,
+        "awq": wanted.awq,
+    }
+    result = run.stage(run.part("smooth", name), key, outputs, produce)
+    if wanted.smooth:
         notice(
             "smoothed",
             f"{result.facts['smoothed']} of {result.facts['groups']} activations are smoothed before they are quantized",
             where=choices,
         )
-        again = Statistics.load(result.paths[sketches])
-        found[name] = FloatGraph(
-            path=result.paths[graph],
-            statistics=_together(statistics, again),
-            files=(run.directory / STATISTICS, result.paths[sketches]),
-            before=plain,
-        )
-    return found
+    if wanted.awq:
+        notice("awq", f"AWQ scales {result.facts['scaled']} of {result.facts['inputs']} inputs", where=choices)
+    return FloatGraph(
+        path=result.paths[graph],
+        statistics=_together(plain.statistics, Statistics.load(result.paths[sketches])),
+        files=(*plain.files, result.paths[sketches]),
+        before=plain,
+    )
+
+
+def _no_data(wanted: _Wanted) -> RecipeError:
+    if wanted.awq:
+        return no_data("AWQ")
+    return RecipeError(
+        "Smoothing needs the calibration data again, to see what it does to the activations.",
+        where="policy.smooth",
+        fix="Give --calibration DATA, or set policy.smooth to off.",
+    )
+
+
+def _search_options(run: Run, mask: str | None) -> SearchOptions:
+    wanted = smoothing_for(run.recipe.policy)
+    return SearchOptions(
+        alpha=None if wanted == "auto" else float(wanted),
+        mask=mask,
+        threads=run.recipe.threads,
+        memory_bytes=run.recipe.calibration.memory_mb << 20,
+    )
 
 
 def may_smooth(recipe: Recipe) -> bool:
@@ -138,8 +178,16 @@ def _extremes(statistics: Statistics, wanted: Sequence[Group]) -> dict[str, tupl
     return {t: (f.min, f.max) for t, f in collected.items() if isinstance(f, ChannelRange)}
 
 
+def _observed(made: PrecisionPlan, graph: Path, changed: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the changed tensors whose statistics give the range of something quantized."""
+    needed = {tensor for site in sites(models.load(graph), made) for tensor in site.observed}
+    return tuple(tensor for tensor in changed if tensor in needed)
+
+
 def _collected(run: Run, path: Path, changed: tuple[str, ...], data: CalibrationData, mask: str | None) -> Statistics:
-    """Collect again what smoothing changed, and nothing else."""
+    """Collect again what scaling changed, and nothing else."""
+    if not changed:
+        return Statistics({}, model_sha256="", samples=0)
     options = CollectOptions(
         threads=run.recipe.threads,
         memory_bytes=run.recipe.calibration.memory_mb << 20,
@@ -149,7 +197,9 @@ def _collected(run: Run, path: Path, changed: tuple[str, ...], data: Calibration
     return run.executor.collect(path, [Request(t) for t in changed], data, options, run.progress)
 
 
-def _together(first: Statistics, again: Statistics) -> Statistics:
-    """Return the statistics of a smoothed graph: the new sketches before the old ones of the same name."""
+def _together(first: Statistics | None, again: Statistics) -> Statistics | None:
+    """Return the statistics of a scaled graph: the new sketches before the old ones of the same name."""
+    if first is None or not again.requests:
+        return first
     chosen = {r: first.of(r) for r in first.requests} | {r: again.of(r) for r in again.requests}
     return Statistics(chosen, model_sha256=again.model_sha256, samples=first.samples)

@@ -22,8 +22,8 @@ _MAX_OWNED = 64
 _CONVERTING = ("QuantizeLinear", "DequantizeLinear", "Cast")
 """What they give has the name of an FP32 tensor only where it takes that tensor's place as a graph output."""
 
-BLOCK_PRODUCT = "MatMulNBits"
-"""ONNX Runtime's product with weights that are stored in blocks."""
+BLOCK_PRODUCTS = ("MatMulNBits", "MatMulBnb4")
+"""ONNX Runtime's products with weights that are stored in blocks."""
 
 _STORED = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT8E4M3FN)
 """Types that hold a quantized tensor."""
@@ -94,7 +94,7 @@ class Pairing:
 
 
 def _is_same_operator(ours: ir.Node, theirs: ir.Node) -> bool:
-    if theirs.op_type == BLOCK_PRODUCT:  # with its weights in blocks
+    if theirs.op_type in BLOCK_PRODUCTS:  # with its weights in blocks
         return ours.op_type in ("MatMul", "Gemm")
     return (ours.domain, ours.op_type) == (theirs.domain, theirs.op_type)
 
@@ -106,7 +106,7 @@ def _looks_up_integers(node: ir.Node) -> bool:
 
 def _infer_types(model: ir.Model) -> None:
     for node in model.graph:
-        scales = node.inputs[2] if node.op_type == BLOCK_PRODUCT else None
+        scales = node.inputs[2] if node.op_type in BLOCK_PRODUCTS else None
         if scales is not None and scales.dtype is not None:  # inference knows ONNX' own operators alone
             node.outputs[0].dtype = scales.dtype
     if any(value.dtype is None for node in model.graph for value in node.outputs if value.name):
@@ -209,7 +209,7 @@ def quantized_nodes(model: ir.Model) -> tuple[str, ...]:
             continue
         producers = [value.producer() for value in node.inputs if value is not None]
         dequantized = any(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
-        if dequantized or node.op_type == BLOCK_PRODUCT:
+        if dequantized or node.op_type in BLOCK_PRODUCTS:
             names.append(node.name)
     return tuple(names)
 

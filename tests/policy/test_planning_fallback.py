@@ -28,6 +28,9 @@ from tests.quantize.graphs import mlp
         ("cpu", "fp8-int8", "int8"),
         ("cpu", "fp4", "int4"),
         ("cpu", "bf16", "fp32"),
+        ("cpu", "nf4", "nf4"),
+        ("a100", "nf4", "int4"),
+        ("t4", "nf4", "w8a16"),
     ],
 )
 def test_a_target_gets_the_nearest_that_it_has(name: str, preset: str, gets: str) -> None:

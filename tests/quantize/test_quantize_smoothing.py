@@ -14,16 +14,15 @@ from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
 from pipeline.graph.prepare import prepare
 from pipeline.quantize.fake import fake_quantize, fake_quantize_weight
+from pipeline.quantize.groups import Group, groups
 from pipeline.quantize.sites import sites
 from pipeline.quantize.smooth import apply
 from pipeline.quantize.smoothing import (
     ChoiceOptions,
-    Group,
     Part,
     Smoothing,
     by_tensor,
     choose,
-    groups,
 )
 from pipeline.quantize.smoothing_search import SearchOptions, search
 from pipeline.types import Precision, QuantDType, QuantSpec, Range, Role

@@ -166,7 +166,7 @@ class Flow:
         return tuple(value for value in inputs if value is not None and not self.is_constant(value))
 
     def _find_weight(self, node: ir.Node) -> ir.Value | None:
-        if node.op_type in ops.CONV or node.op_type == "MatMulNBits":
+        if node.op_type in ops.CONV or node.op_type in ops.BLOCKS:
             weight = node.inputs[1] if len(node.inputs) > 1 else None
             return weight if self.is_constant(weight) and self._data[node] else None
         if node.op_type not in ops.GEMM or len(node.inputs) < 2:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-GEMM = frozenset({"MatMul", "Gemm", "Einsum", "FusedMatMul", "FusedGemm", "MatMulNBits"})
+BLOCKS = frozenset({"MatMulNBits", "MatMulBnb4"})
+"""Products with weights in blocks."""
+GEMM = BLOCKS | {"MatMul", "Gemm", "Einsum", "FusedMatMul", "FusedGemm"}
 """Matrix products: with one constant operand a layer, with two activations a contraction."""
 
 CONV = frozenset({"Conv", "ConvTranspose", "FusedConv"})

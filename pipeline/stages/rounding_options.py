@@ -1,0 +1,26 @@
+"""What GPTQ and AWQ are told, by both stages in which they work."""
+
+from __future__ import annotations
+
+from pipeline.errors import RecipeError
+from pipeline.quantize.rounding import RoundingOptions
+from pipeline.stages.run import Run
+
+
+def rounding_options(run: Run, mask: str | None) -> RoundingOptions:
+    """Return how the recipe wants weights rounded; GPTQ where it does not say."""
+    return RoundingOptions(
+        method="awq" if run.recipe.policy.rounding == "awq" else "gptq",
+        mask=mask,
+        threads=run.recipe.threads,
+        memory_bytes=run.recipe.calibration.memory_mb << 20,
+    )
+
+
+def no_data(method: str) -> RecipeError:
+    """Return the error of a method that has no samples to look at."""
+    return RecipeError(
+        f"{method} needs calibration data, and the recipe names none.",
+        where="policy.rounding",
+        fix="Give --calibration DATA, or set policy.rounding to rtn.",
+    )
