@@ -27,6 +27,7 @@ METHODS = {
         ("GPTQ", "int8", "auto", "off", "gptq"),
         ("smoothing and GPTQ", "int8", "minmax", "auto", "gptq"),
         ("round to nearest", "int4", "minmax", "off", "rtn"),
+        ("AWQ", "int4", "minmax", "off", "awq"),
         ("GPTQ", "int4", "minmax", "off", "gptq"),
     ),
     "l40s": (
@@ -37,6 +38,8 @@ METHODS = {
     ),
 }
 """Target to (title, preset, calibration method, smoothing, rounding)."""
+PEER_ROWS = {"nncf-performance": "int8", "modelopt-int4-awq": "int4"}
+"""Peer to the preset that it stands beside."""
 
 
 def main() -> None:
@@ -45,6 +48,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("build/bench/models"))
     parser.add_argument("--work", type=Path, default=Path("build/bench/work"))
     parser.add_argument("--samples", type=int, default=64, help="calibration samples")
+    parser.add_argument("--only", help="measure the rows of one preset alone")
     peers.add_arguments(parser, "nncf", "modelopt")
     given = parser.parse_args()
     model, data = given.models / "minilm.onnx", given.models / "minilm_calib.npz"
@@ -53,6 +57,8 @@ def main() -> None:
     rows = []
     for target, methods in METHODS.items():
         for title, preset, calibrator, smooth, rounding in methods:
+            if given.only not in (None, preset):
+                continue
             progress(f"{preset}: {title}")
             folder = given.work / f"methods.{preset}.{smooth}.{rounding}"
             shutil.rmtree(folder, ignore_errors=True)
@@ -63,8 +69,9 @@ def main() -> None:
             (path,) = folder.glob("variants/gpu-*/model.onnx")
             rows.append([f"ours, {title}", preset, *_figures(bench, path), f"{cost.cpu_seconds:.0f}",
                          f"{cost.peak_rss_bytes / 1e6:.0f}"])  # fmt: skip
-    rows.append(["NNCF PERFORMANCE", "int8", *_peer("nncf-performance", given, bench)])
-    rows.append(["Model-Optimizer INT4 AWQ clip", "int4", *_peer("modelopt-int4-awq", given, bench)])
+    for name, preset in PEER_ROWS.items():
+        if given.only in (None, preset):
+            rows.append([peers.PEERS[name].title, preset, *_peer(name, given, bench)])
     print_table(["method", "preset", "held-out SQNR, dB", "cosine", "GEMM FLOPs", "CPU s", "peak RSS, MB"], rows)
 
 
