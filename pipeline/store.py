@@ -10,6 +10,7 @@ it stopped and never shows half a file::
       .stages/<stage>.json        key, SHA-256 of every output, facts, notices, seconds
       .stages/hashes.json         hashes remembered by path, size, modification time and inode
       .work/                      what is being written right now
+      .begun/<stage>.<key>/       the same of a stage that goes on within itself
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Store:
         self._held = False
         self._records = directory / ".stages"
         self._work = directory / ".work"
+        self._begun = directory / ".begun"
         self._hashes = ContentHashes(self._records / "hashes.json")
 
     @contextlib.contextmanager
@@ -114,8 +116,9 @@ class Store:
         finally:
             self._held = False
             owner.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # only an empty one goes
-                self._work.rmdir()
+            for folder in (self._work, self._begun):
+                with contextlib.suppress(OSError):  # only an empty one goes
+                    folder.rmdir()
             lock.release()
 
     def stage(
@@ -125,6 +128,7 @@ class Store:
         inputs: Mapping[str, JSON | Path],
         outputs: Sequence[str],
         produce: Callable[[Path], dict[str, Any] | None],
+        resumes: bool = False,
     ) -> StageResult:
         """Return the stage's result, running ``produce`` only if there is none for these inputs.
 
@@ -136,6 +140,8 @@ class Store:
                 ``x/model.onnx.data`` along if there is one.
             produce: Writes every output below the folder it is given (their parents are there already) and returns
                 facts: JSON that is kept with the result. If it raises, the earlier result stays.
+            resumes: What ``produce`` wrote for the same inputs before it was killed, or raised, is in its folder again;
+                it must know whole files from half ones.
 
         Raises:
             StoreError: The disk is full, the directory is not writable or in use, or an input is missing.
@@ -147,7 +153,7 @@ class Store:
             record = None if self._rerun else self._good_record(name, key)
             fresh = record is None
             if record is None:
-                record = self._run(name, key, names, produce)
+                record = self._run(name, key, names, produce, resumes=resumes)
             with _writing(self.directory):
                 self._hashes.save()
         said = tuple(Notice(**item) for item in record["notices"])
@@ -196,15 +202,21 @@ class Store:
         return record if good else None
 
     def _run(
-        self, name: str, key: str, outputs: list[str], produce: Callable[[Path], dict[str, Any] | None]
+        self,
+        name: str,
+        key: str,
+        outputs: list[str],
+        produce: Callable[[Path], dict[str, Any] | None],
+        *,
+        resumes: bool,
     ) -> dict[str, Any]:
         with _writing(self.directory):
             self._work.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=f"{name.replace('/', '.')}.", dir=self._work))
-        work, earlier = scratch / "new", scratch / "earlier"
+            work, earlier = self._begun_before(name, key) if resumes else scratch / "new", scratch / "earlier"
         try:
             with _writing(self.directory):
-                work.mkdir()
+                work.mkdir(parents=True, exist_ok=True)
                 for output in outputs:
                     (work / output).parent.mkdir(parents=True, exist_ok=True)
                 start = time.perf_counter()
@@ -220,9 +232,19 @@ class Store:
                 }
                 self._move(work, outputs, earlier)
                 write_atomically(self._record_path(name), canonical(record))
+                _remove(work)
         finally:
             _remove(scratch)
         return record
+
+    def _begun_before(self, name: str, key: str) -> Path:
+        """Return the folder of a stage that goes on within itself; what was begun for other inputs is removed."""
+        stage = name.replace("/", ".")
+        folder = self._begun / f"{stage}.{key[:16]}"
+        for other in self._begun.glob(f"{stage}.*"):
+            if other != folder or self._rerun:
+                _remove(other)
+        return folder
 
     def _hash_outputs(self, name: str, work: Path, outputs: list[str]) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -265,7 +287,7 @@ def _with_data(root: Path, outputs: list[str]) -> list[str]:
 
 def _checked(output: str) -> str:
     path = PurePosixPath(output)
-    if path.is_absolute() or ".." in path.parts or not path.parts or path.parts[0] in (".stages", ".work", ".lock"):
+    if path.is_absolute() or ".." in path.parts or not path.parts or path.parts[0] in (".stages", ".work", ".begun", ".lock"):
         raise ValueError(f"an output is a path inside the build directory, not {output!r}")
     return str(path)
 

@@ -90,6 +90,47 @@ def test_other_inputs_run_again(tmp_path, inputs, again):
     assert produce.runs == 2
 
 
+class Halting:
+    """Writes one file of three a run, and raises until all are there."""
+
+    def __init__(self):
+        self.found = []
+
+    def __call__(self, work):
+        folder = work / "out"
+        folder.mkdir(exist_ok=True)
+        self.found.append(sorted(p.name for p in folder.iterdir()))
+        (folder / f"{len(self.found[-1])}.txt").write_text("x")
+        if len(self.found[-1]) < 2:
+            raise RuntimeError("stopped")
+
+
+def attempt(store, produce, inputs):
+    return store.stage("long/cpu", inputs=inputs, outputs=["out"], produce=produce, resumes=True)
+
+
+def test_a_stage_that_resumes_finds_what_it_had_begun(tmp_path):
+    produce = Halting()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            attempt(Store(tmp_path), produce, {"x": 1})
+    assert attempt(Store(tmp_path), produce, {"x": 1}).fresh
+    assert produce.found == [[], ["0.txt"], ["0.txt", "1.txt"]]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.txt", "1.txt", "2.txt"]
+    assert not (tmp_path / ".begun").exists()
+
+
+@pytest.mark.parametrize(("inputs", "force"), [({"x": 2}, False), ({"x": 1}, True)])
+def test_what_was_begun_for_other_inputs_or_is_forced_is_not_used(tmp_path, inputs, force):
+    produce = Halting()
+    with pytest.raises(RuntimeError):
+        attempt(Store(tmp_path), produce, {"x": 1})
+    with pytest.raises(RuntimeError):
+        attempt(Store(tmp_path, force=force), produce, inputs)
+    assert produce.found == [[], []]
+    assert len(list((tmp_path / ".begun").iterdir())) == 1
+
+
 def test_order_of_keys_does_not_matter(tmp_path):
     produce = Counted()
     run(Store(tmp_path), produce, {"x": 1, "y": {"a": 1, "b": 2}})

@@ -300,10 +300,16 @@ class Run:
         return open_data(spec, inputs)
 
     def stage(
-        self, name: str, inputs: dict[str, Any], outputs: list[str], produce: Callable[[Path], dict[str, Any] | None]
+        self,
+        name: str,
+        inputs: dict[str, Any],
+        outputs: list[str],
+        produce: Callable[[Path], dict[str, Any] | None],
+        *,
+        resumes: bool = False,
     ) -> StageResult:
         """Return a stage's result from the store, running it if it is not there; see :meth:`pipeline.store.Store.stage`."""
-        result = self.store.stage(name, inputs=inputs, outputs=outputs, produce=produce)
+        result = self.store.stage(name, inputs=inputs, outputs=outputs, produce=produce, resumes=resumes)
         self.results.append(result)
         return result
 
