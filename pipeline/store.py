@@ -287,7 +287,12 @@ def _with_data(root: Path, outputs: list[str]) -> list[str]:
 
 def _checked(output: str) -> str:
     path = PurePosixPath(output)
-    if path.is_absolute() or ".." in path.parts or not path.parts or path.parts[0] in (".stages", ".work", ".begun", ".lock"):
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or not path.parts
+        or path.parts[0] in (".stages", ".work", ".begun", ".lock")
+    ):
         raise ValueError(f"an output is a path inside the build directory, not {output!r}")
     return str(path)
 

@@ -58,6 +58,7 @@ def round_weights(
 ) -> int:
     """Write every quantized MatMul, Gemm and Conv weight of ``plan`` that the method rounds; return how many.
 
+    Weights whose files are in the folder already are left as they are: so a rounding that was killed goes on.
     A weight that several nodes read stays with round-to-nearest, as NF4 does, whose codes are no steps of a scale.
 
     Args:
@@ -71,11 +72,17 @@ def round_weights(
     model = models.load(path)
     wanted = _wanted(model, plan, options.method)
     folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, str] = {}
-    scale_dtype = plan.scale_dtype
-    round_one = {"gptq": _by_gptq, "awq": _by_awq}[options.method]
+    every = [made.node.name or "" for products in wanted.values() for made, _ in products]
+    index = {node: f"{number:05}.npz" for number, node in enumerate(every)}
+    before = {node for node, file in index.items() if (folder / file).exists()}
+    done = len(before)
+    progress("round", done, len(index))
     sizes = {key: moment_bytes(products[0][0]) for key, products in wanted.items()}
     for part in fitting(sizes, options.memory_bytes):
+        left = {key: [(made, spec) for made, spec in wanted[key] if made.node.name not in before] for key in part}
+        if not any(left.values()):
+            continue
+        # All of the part is tapped: a session with other outputs may sum in another order.
         tap = Tap(path, list(dict.fromkeys(tensor for tensor, _ in part)), mask=options.mask, threads=options.threads)
         readings: dict[str, list[Reading]] = {}
         for tensor, reading in part:
@@ -83,12 +90,11 @@ def round_weights(
         moments = second_moments(tap, data, readings)
         for key in part:
             seen = moments.pop(key)
-            for found, spec in wanted[key]:
-                file = f"{len(index):05}.npz"
-                index[found.node.name or ""] = file
-                made = round_one(found, spec, seen.centred, scale_dtype, signed=plan.signed_scales)
-                _write(found, spec, seen, made, folder / file)
-                progress("round", len(index), sum(map(len, wanted.values())))
+            for found, spec in left[key]:
+                made = _ROUND[options.method](found, spec, seen.centred, plan.scale_dtype, signed=plan.signed_scales)
+                _write(found, spec, seen, made, folder / index[found.node.name or ""])
+                done += 1
+                progress("round", done, len(index))
     (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return len(index)
 
@@ -202,7 +208,8 @@ def _write(made: Product, spec: QuantSpec, seen: Moments, found: _Rounded, file:
     lost = made.weight().astype(np.float64) - found.values * found.steps.astype(np.float64)
     correction = (seen.mean[:, None] @ lost)[:, 0]
     stored = made.stored(found.values).astype(IR_DTYPES[spec.dtype].numpy())
-    with file.open("wb") as stream:
+    begun = file.with_suffix(".tmp")
+    with begun.open("wb") as stream:
         np.savez(
             stream,
             # numpy's file format knows no float8: the bytes are kept.
@@ -211,6 +218,10 @@ def _write(made: Product, spec: QuantSpec, seen: Moments, found: _Rounded, file:
             axis=np.int64(found.axis),
             correction=correction.reshape(-1).astype(np.float32),
         )
+    begun.replace(file)
+
+
+_ROUND = {"gptq": _by_gptq, "awq": _by_awq}
 
 
 def _symmetric(steps: F64, dtype: QuantDType) -> F64:

@@ -69,7 +69,7 @@ def rounding(
             "mask": mask,
             "method": options.method,
         }
-        found[name] = run.stage(run.part("rounding", name), key, [out], produce).paths[out]
+        found[name] = run.stage(run.part("rounding", name), key, [out], produce, resumes=True).paths[out]
     return found
 
 

@@ -10,14 +10,22 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from pipeline import model as models
 from pipeline.build import BuildOptions, build
 from pipeline.errors import RecipeError
+from pipeline.graph.roles import find_roles
 from pipeline.notices import collecting
+from pipeline.policy.planning import plan
+from pipeline.quantize import rounding
 from pipeline.quantize.gptq import gptq, refine
 from pipeline.quantize.moments import Tap, second_moments
 from pipeline.quantize.products import Reading
-from pipeline.recipe import parse
+from pipeline.quantize.rounding import RoundingOptions, round_weights
+from pipeline.recipe import PolicyConfig, parse
 from tests.quantize import graphs
+
+BOTH = [{"op_type": "MatMul", "precision": "int8"}]
+"""Both GEMMs of :func:`graphs.mlp`, the narrow one too."""
 
 
 def correlated(rows: int, channels: int, seed: int = 0) -> np.ndarray:
@@ -145,6 +153,68 @@ def test_a_build_stores_the_rounded_weights(tmp_path: Path, target: str, preset:
         errors = [np.square(values @ (w - weights["w1"])).sum() for w in (rounded, nearest)]
         assert errors[0] < errors[1]
     assert not np.array_equal(rounded, nearest)
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 1 << 30])
+def test_a_rounding_that_was_killed_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_bytes: int
+) -> None:
+    """A pass over the data for each weight, or one for both: what is rounded is not rounded again."""
+    path, _ = graphs.mlp(tmp_path / "m.onnx")
+    model = models.load(path)
+    policy = PolicyConfig.model_validate({"rules": BOTH})
+    made = plan(model, find_roles(model), policy, "gpu-int8")
+    feeds = [{"x": correlated(64, 32).astype(np.float32)}]
+    options = RoundingOptions(threads=1, memory_bytes=memory_bytes)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert round_weights(path, made, feeds, whole, options) == 2
+
+    class KilledError(Exception):
+        pass
+
+    def kill(_: str, done: int, __: int) -> None:
+        if done:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        round_weights(path, made, feeds, parts, options, kill)
+    assert [f.name for f in parts.iterdir()] == ["00000.npz"]
+    (parts / "00001.tmp").write_bytes(b"half a file")
+    rounded = []
+    by_gptq = rounding._ROUND["gptq"]
+    monkeypatch.setitem(rounding._ROUND, "gptq", lambda *a, **k: rounded.append(a[0]) or by_gptq(*a, **k))
+    assert round_weights(path, made, feeds, parts, options) == 2
+    assert [m.node.name for m in rounded] == ["down"]
+    for file in sorted(whole.iterdir()):
+        assert (parts / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_build_that_is_stopped_while_it_rounds_goes_on(tmp_path: Path) -> None:
+    path, _ = graphs.mlp(tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", x=correlated(64, 32).astype(np.float32))
+    recipe = parse(
+        {
+            "source": {"onnx": str(path)},
+            "calibration": {"data": str(tmp_path / "data.npz"), "method": "minmax"},
+            "policy": {"rounding": "gptq", "rules": BOTH},
+        }
+    )
+    seen: list[int] = []
+
+    def stop(stage: str, done: int, _: int) -> None:
+        if stage == "round":
+            seen.append(done)
+            if seen == [0, 1]:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(recipe, tmp_path / "b", options=BuildOptions(until="quantize"), progress=stop)
+    build(recipe, tmp_path / "b", options=BuildOptions(until="quantize"), progress=stop)
+    assert seen == [0, 1, 1, 2]
+    build(recipe, tmp_path / "whole", options=BuildOptions(until="quantize"))
+    one, two = (tmp_path / d / "variants/cpu/model.onnx" for d in ("b", "whole"))
+    assert one.read_bytes() == two.read_bytes()
+    assert not (tmp_path / "b/.begun").exists()
 
 
 def test_what_gptq_and_smoothing_do_not_reach_is_said(tmp_path: Path) -> None:
