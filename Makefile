@@ -23,7 +23,7 @@ check:  ## everything that CI runs, in an environment of its own
 	.ci/run
 
 docs: $(VENV)/ready  ## the generated pages
-	$(BIN)/python -m pipeline.recipe_reference > docs/recipe.md
+	$(BIN)/python -m pipeline.recipe.reference > docs/recipe.md
 	$(BIN)/python -m pipeline.cli_reference > docs/cli.md
 
 tutorials: $(VENV)/ready  ## runs what the tutorials show, from the start, and writes the outputs into the pages (minutes)

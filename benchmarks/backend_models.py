@@ -163,7 +163,7 @@ def _attempt(case: Case, folder: Path) -> Outcome:
 def _reference(source: Path, case: Case) -> list[Any] | None:
     """Return the source's outputs in ONNX Runtime; ``None`` where it does not run."""
     from pipeline.errors import EngineError
-    from pipeline.session import run, session
+    from pipeline.running.session import run, session
 
     if case.feeds is None:
         return None
@@ -177,7 +177,7 @@ def _reference(source: Path, case: Case) -> list[Any] | None:
 
 def _check(variant: Path, family: str, case: Case, reference: list[Any] | None, noise: dict[str, float]) -> int:
     """Return how many quantized tensors the variant has; add its SQNR to ``noise``."""
-    from pipeline.session import run, session
+    from pipeline.running.session import run, session
 
     proto = onnx.load(variant)
     try:

@@ -29,7 +29,7 @@ from pipeline.graph.roles import find_roles
 from pipeline.policy.planning import plan
 from pipeline.quantize.sites import sites
 from pipeline.recipe import PolicyConfig, Preset
-from pipeline.session import run, session
+from pipeline.running.session import run, session
 from pipeline.types import Feeds
 
 BATCH = 8

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.tables import print_header, print_table, progress
 from pipeline import model as models
-from pipeline.recipe_triton import DynamicBatching, TritonConfig
+from pipeline.recipe import DynamicBatching, TritonConfig
 from pipeline.serving import serving
 from pipeline.triton.repository import write_repository
 from pipeline.triton.served import onnx_model

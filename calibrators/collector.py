@@ -29,7 +29,7 @@ from pipeline.model import sha256
 from pipeline.types import Array, CalibrationData, Feeds, Progress, silent
 
 if TYPE_CHECKING:
-    from pipeline.segmented import Piece
+    from pipeline.running.segmented import Piece
 
 __all__ = ["CollectOptions", "Request", "Statistics", "collect"]
 

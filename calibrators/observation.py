@@ -11,8 +11,8 @@ from pipeline.errors import EngineError
 from pipeline.types import Array, Feeds
 
 if TYPE_CHECKING:
-    from pipeline.segmented import Piece
-    from pipeline.session import Session
+    from pipeline.running.segmented import Piece
+    from pipeline.running.session import Session
 
 _FLOAT_TYPES = {"tensor(float)", "tensor(float16)", "tensor(double)"}
 
@@ -36,8 +36,8 @@ class Observer:
     """
 
     def __init__(self, graph: Graph, tensors: Sequence[str], *, threads: int = 0) -> None:
-        from pipeline.memory import open_session  # onnxruntime: a quarter of a second
-        from pipeline.segmented import SegmentedSession
+        from pipeline.running.memory import open_session  # onnxruntime: a quarter of a second
+        from pipeline.running.segmented import SegmentedSession
 
         self.tensors = tuple(tensors)
         self._path = graph.path
@@ -55,8 +55,8 @@ class Observer:
 
     def stream(self, batches: Iterable[Feeds]) -> Iterator[Piece]:
         """Yield every tensor of every batch; a piece that the caller clears is freed before the next one is computed."""
-        from pipeline.memory import stream
-        from pipeline.segmented import Piece
+        from pipeline.running.memory import stream
+        from pipeline.running.segmented import Piece
 
         if self._session is None:
             yield from (Piece(feeds=feeds, values={}, last=True) for feeds in batches)
@@ -119,7 +119,7 @@ class Observer:
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         if self._session is None:
             return {}  # no tensors
-        from pipeline.session import run
+        from pipeline.running.session import run
 
         try:
             return dict(zip(self.tensors, run(self._session, list(self.tensors), feeds), strict=True))

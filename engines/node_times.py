@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import EngineError
-from pipeline.session import run, session
+from pipeline.running.session import run, session
 from pipeline.types import Feeds
 
 REPEATS = 15

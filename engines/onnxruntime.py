@@ -12,9 +12,9 @@ import onnx
 import onnxruntime as ort
 
 from pipeline.errors import EngineError
-from pipeline.memory import open_session, stream
-from pipeline.segmented import in_order
-from pipeline.session import Session
+from pipeline.running.memory import open_session, stream
+from pipeline.running.segmented import in_order
+from pipeline.running.session import Session
 from pipeline.types import Array, TensorInfo
 
 _DTYPES = {

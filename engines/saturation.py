@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.session import run, session
+from pipeline.running.session import run, session
 
 
 @functools.cache

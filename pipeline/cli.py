@@ -96,7 +96,7 @@ def init(
 ) -> None:
     """Write a commented recipe."""
     from pipeline.content import write_atomically
-    from pipeline.recipe_reference import template
+    from pipeline.recipe.reference import template
 
     if file.exists() and not force:
         raise RecipeError("There is a recipe already.", where=str(file), fix="Pass --force to replace it.")

@@ -279,7 +279,7 @@ class RecipeCommand(TyperCommand):
 
 def _known_key(flag: str, options: list[str]) -> str:
     from pipeline.recipe import Recipe
-    from pipeline.recipe_text import find_key
+    from pipeline.recipe.text import find_key
 
     key = flag.removeprefix("--").replace("-", "_")
     near = difflib.get_close_matches(flag, options, n=1, cutoff=0.75)
@@ -299,7 +299,7 @@ def _known_key(flag: str, options: list[str]) -> str:
 def _next_value(key: str, queue: list[str]) -> str:
     """Return the flag's value; a true-or-false key may go without."""
     from pipeline.recipe import Recipe
-    from pipeline.recipe_text import is_switch
+    from pipeline.recipe.text import is_switch
 
     follows = queue[0] if queue else None
     if is_switch(key, Recipe) and follows not in ("true", "false"):

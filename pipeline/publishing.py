@@ -13,7 +13,7 @@ from pipeline.errors import PublishError
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.emulate import emulate
-from pipeline.recipe_triton import TritonConfig
+from pipeline.recipe import TritonConfig
 from pipeline.report.summary import HELD_OUT
 from pipeline.triton.checker import check_repository
 from pipeline.triton.ensemble import LABELS, SERVING, front_of, write_ensemble

@@ -22,10 +22,10 @@ from pipeline.executors import library, worker
 from pipeline.executors.machine import Machine, this_machine
 from pipeline.executors.nodes import Node, Placement, accelerator, check_alike, place, shard_cpus, shards_at_once
 from pipeline.executors.sending import Sent
-from pipeline.memory import given_memory, weight_memory
 from pipeline.notices import collecting
 from pipeline.recipe import parse
 from pipeline.report.manifest import recipe_values
+from pipeline.running.memory import given_memory, weight_memory
 from pipeline.stages.run import BuildOptions, Run
 from pipeline.types import silent
 

@@ -10,9 +10,22 @@ from hypothesis import strategies as st
 
 from pipeline import recipe
 from pipeline.errors import RecipeError
-from pipeline.recipe import ALIASES, Method, Preset, Recipe, RuleConfig, Source, load, merge, parse, to_dict
-from pipeline.recipe_reference import reference, template
-from pipeline.recipe_triton import DynamicBatching, TritonConfig
+from pipeline.recipe import (
+    ALIASES,
+    DynamicBatching,
+    Method,
+    Preset,
+    Recipe,
+    RuleConfig,
+    Source,
+    TritonConfig,
+    load,
+    merge,
+    parse,
+    text,
+    to_dict,
+)
+from pipeline.recipe.reference import reference, template
 from pipeline.types import Precision, Role
 
 ONNX = {"onnx": "m.onnx"}
@@ -263,7 +276,7 @@ def test_flags_win_and_leave_the_rest_alone():
 
 
 def test_all_keys_of_the_types_can_be_set():
-    for key in recipe.recipe_text.dotted_keys(Recipe):
+    for key in text.dotted_keys(Recipe):
         merge(with_(), {key: "1"})
 
 
@@ -329,13 +342,13 @@ def test_round_trip(made):
 
 def test_reference_is_up_to_date():
     assert (ROOT / "docs/recipe.md").read_text(encoding="utf-8") == reference(), (
-        "run: python -m pipeline.recipe_reference > docs/recipe.md"
+        "run: python -m pipeline.recipe.reference > docs/recipe.md"
     )
 
 
 def test_reference_has_every_key_with_a_meaning():
     rows = dict(re.findall(r"^\| `([\w.\[\]]+)` \|.*\| ([^|]+) \|$", reference().replace(r"\|", "¦"), re.MULTILINE))
-    keys = set(recipe.recipe_text.dotted_keys(Recipe))
+    keys = set(text.dotted_keys(Recipe))
     assert keys <= set(rows)
     assert {f"policy.rules[].{k}" for k in RuleConfig.model_fields} <= set(rows)
     assert all(meaning.strip() for meaning in rows.values())

@@ -9,13 +9,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline import segmented
 from pipeline.errors import EngineError
-from pipeline.memory import fit, open_session, stream, weights_within
 from pipeline.model import read_proto
-from pipeline.segmented import SegmentedSession, in_order
-from pipeline.segments import segments, weight_bytes
-from pipeline.session import run, session
+from pipeline.running import segmented
+from pipeline.running.memory import fit, open_session, stream, weights_within
+from pipeline.running.segmented import SegmentedSession, in_order
+from pipeline.running.segments import segments, weight_bytes
+from pipeline.running.session import run, session
 
 WIDTH = 64
 WEIGHT = WIDTH * WIDTH * 4

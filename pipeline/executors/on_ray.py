@@ -20,8 +20,8 @@ from pipeline.executors.library import library
 from pipeline.executors.nodes import Placement, place, shard_cpus, shards_at_once
 from pipeline.executors.sending import Sent, send
 from pipeline.executors.worker import Batches, Done, Work, collect_shard
-from pipeline.memory import given_memory
 from pipeline.notices import notice
+from pipeline.running.memory import given_memory
 from pipeline.types import CalibrationData, Feeds, Progress
 
 SHARDS_EACH = 2

@@ -19,8 +19,8 @@ from pipeline.executors.library import library
 from pipeline.executors.machine import Machine, differing, this_machine
 from pipeline.executors.nodes import unlike
 from pipeline.executors.sending import Sent, received
-from pipeline.memory import weights_within
 from pipeline.notices import Notice, collecting
+from pipeline.running.memory import weights_within
 from pipeline.types import Feeds, Progress
 
 _REPORT_SECONDS = 0.5

@@ -11,10 +11,10 @@ import numpy as np
 from pipeline.errors import EngineError, ModelError
 from pipeline.graph.passes.convert_opset import least_ir_version
 from pipeline.graph.sample import samples
-from pipeline.memory import open_session
 from pipeline.model import read_proto
 from pipeline.notices import notice
-from pipeline.session import Session, run
+from pipeline.running.memory import open_session
+from pipeline.running.session import Session, run
 from pipeline.types import Feeds, TensorInfo
 
 TOLERANCE = 1e-4

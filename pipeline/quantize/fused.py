@@ -10,10 +10,10 @@ from pathlib import Path
 
 import onnx
 
-from pipeline.memory import fit, open_session
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.segmented import SegmentedSession
-from pipeline.session import session
+from pipeline.running.memory import fit, open_session
+from pipeline.running.segmented import SegmentedSession
+from pipeline.running.session import session
 
 INTEGER_KERNELS = (
     "MatMulIntegerToFloat",

@@ -13,8 +13,8 @@ import onnx
 import onnx_ir as ir
 
 from pipeline import model as models
-from pipeline.memory import open_session, stream
 from pipeline.quantize.products import Product, Reading
+from pipeline.running.memory import open_session, stream
 from pipeline.types import Array, Feeds
 
 F64 = npt.NDArray[np.float64]

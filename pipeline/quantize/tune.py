@@ -18,11 +18,11 @@ import onnx_ir as ir
 
 from pipeline import kv_cache
 from pipeline import model as models
-from pipeline.memory import open_session, stream
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.insert import Inserter
 from pipeline.quantize.ranges import CANDIDATES, SiteRange, role_groups
-from pipeline.segmented import in_order
+from pipeline.running.memory import open_session, stream
+from pipeline.running.segmented import in_order
 from pipeline.types import Array, Feeds, Precision, Progress, TensorInfo, silent
 
 WORTH = 0.98

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import memory, session
 from pipeline.errors import EngineError, SourceError
+from pipeline.running import memory, session
 from pipeline.types import Array, Feeds
 
 TOLERANCE = 1e-4

@@ -18,11 +18,11 @@ from engines.target import target as find_target
 from pipeline.content import write_atomically
 from pipeline.errors import RecipeError
 from pipeline.executors.executor import Executor, LocalExecutor, Task, Waiting
-from pipeline.memory import weights_within
 from pipeline.notices import Notice, collecting
 from pipeline.policy.fallback import policy_on
 from pipeline.policy.planning import family
 from pipeline.recipe import Data, PolicyConfig, Recipe, parse, to_dict
+from pipeline.running.memory import weights_within
 from pipeline.sources.export import Exported
 from pipeline.store import StageResult, Store
 from pipeline.types import CalibrationData, Progress, TensorInfo

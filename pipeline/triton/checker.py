@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import model as onnx_files
 from pipeline.errors import EngineError, ModelError, PublishError
-from pipeline.memory import open_session
+from pipeline.running.memory import open_session
 from pipeline.triton.accelerator import check_accelerators
 from pipeline.triton.engine_rules import OnnxEngine, check_against_engine
 from pipeline.triton.ensemble_rules import check_ensemble

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import PublishError
 from pipeline.notices import notice
-from pipeline.recipe_triton import TritonConfig
+from pipeline.recipe import TritonConfig
 from pipeline.triton.accelerator import add_accelerator
 from pipeline.triton.labels import label_file, label_text, labelled_output, read_labels
 from pipeline.triton.protobuf import ModelConfig, kind_cpu, kind_gpu, new_config, to_text, type_value

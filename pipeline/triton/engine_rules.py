@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import EngineError
-from pipeline.session import Session, run
+from pipeline.running.session import Session, run
 from pipeline.triton.problem import Problem
 from pipeline.triton.protobuf import ModelConfig, type_name
 from pipeline.triton.served import TYPE_OF_ORT, numpy_type

@@ -14,7 +14,7 @@ from calibrators.data.preprocessing import Preprocessing
 from calibrators.data.text import Encoder
 from pipeline import kv_cache
 from pipeline.errors import PublishError
-from pipeline.recipe_triton import TritonConfig
+from pipeline.recipe import TritonConfig
 from pipeline.triton.protobuf import ModelConfig, kind_cpu, new_config, to_text, type_value
 from pipeline.triton.repository import publish_version
 from pipeline.triton.served import ServedModel, triton_type

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import model as onnx_files
 from pipeline.errors import PublishError, StoreError
-from pipeline.recipe_triton import TritonConfig
+from pipeline.recipe import TritonConfig
 from pipeline.triton.config import configured
 from pipeline.triton.served import BACKENDS, ServedModel, plan_name
 from pipeline.triton.version_manifest import MANIFEST, manifest_text

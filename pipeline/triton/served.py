@@ -13,7 +13,7 @@ import numpy as np
 from engines.tensorrt.profiles import Profile
 from pipeline import model as models
 from pipeline.errors import PublishError
-from pipeline.memory import open_session
+from pipeline.running.memory import open_session
 from pipeline.types import Feeds, TensorInfo
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx
 
 from engines.onnxruntime import ort_value, tensor_info
-from pipeline.memory import open_session
 from pipeline.model import read_proto
-from pipeline.session import run
+from pipeline.running.memory import open_session
+from pipeline.running.session import run
 from pipeline.types import Array, Feeds
 from pipeline.validation.feeds import fit
 

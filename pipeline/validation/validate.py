@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engines.onnxruntime import OnnxRuntimeRunner
-from pipeline import kv_cache, memory
+from pipeline import kv_cache
 from pipeline.errors import DataError
 from pipeline.model import size_bytes
 from pipeline.notices import notice
+from pipeline.running import memory
 from pipeline.types import Array, CalibrationData, Feeds, Progress, Runner, silent
 from pipeline.validation.engine_on_gpu import GpuEngine
 from pipeline.validation.feeds import fit, mask_of, size_of

@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx
 
 from pipeline import model as models
-from pipeline.memory import open_session
-from pipeline.session import run
+from pipeline.running.memory import open_session
+from pipeline.running.session import run
 from pipeline.types import Feeds
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")

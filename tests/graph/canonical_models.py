@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from pipeline.graph.prepare import canonicalize, prepare
-from pipeline.session import run, session
+from pipeline.running.session import run, session
 
 
 def parse(body: str, *, opset: int = 17, ir_version: int = 8, more: str = "", functions: str = "") -> onnx.ModelProto:

@@ -10,7 +10,7 @@ import pytest
 from canonical_models import ops, prepare
 
 from pipeline import model as files
-from pipeline.session import run, session
+from pipeline.running.session import run, session
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -16,8 +16,7 @@ from calibrators.data.text import encoder_of
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline.build import BuildResult
 from pipeline.errors import DataError, PublishError, RecipeError
-from pipeline.recipe import Validation
-from pipeline.recipe_triton import TritonConfig
+from pipeline.recipe import TritonConfig, Validation
 from pipeline.triton.ensemble import tokenizer_files, write_ensemble
 from pipeline.triton.served import onnx_model
 from pipeline.types import TensorInfo, silent

@@ -12,7 +12,7 @@ from onnx import TensorProto as T
 
 from pipeline.lint.finding import Severity
 from pipeline.lint.lint import fix
-from pipeline.session import run, session
+from pipeline.running.session import run, session
 from pipeline.types import Array
 from tests.lint import placements
 from tests.lint.draft import Draft

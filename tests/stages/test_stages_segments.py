@@ -13,9 +13,9 @@ import pytest
 from benchmarks.llama import Shape, write
 from calibrators.collector import Statistics
 from engines.onnxruntime import OnnxRuntimeRunner
-from pipeline import memory, segmented
 from pipeline.build import build
 from pipeline.recipe import parse
+from pipeline.running import memory, segmented
 
 SMALL = 16
 """memory_mb: the model's two tables alone have as much."""

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibrators.data.spec import DataSpec
 from calibrators.data.text import Encoder, encoder_of
-from pipeline.recipe_triton import DynamicBatching, TritonConfig
+from pipeline.recipe import DynamicBatching, TritonConfig
 from pipeline.triton.ensemble import tokenizer_files, write_ensemble
 from pipeline.triton.repository import write_repository
 from pipeline.triton.served import ServedModel, onnx_model

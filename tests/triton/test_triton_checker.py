@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from triton_models import SAMPLE, tokens_model
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.recipe_triton import DynamicBatching, TritonConfig
+from pipeline.recipe import DynamicBatching, TritonConfig
 from pipeline.triton.checker import check_repository
 from pipeline.triton.problem import RULES, Problem
 from pipeline.triton.repository import write_repository

@@ -20,7 +20,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from calibrators.data.batches import Sample
 from pipeline.errors import PublishError
-from pipeline.recipe_triton import TritonConfig
+from pipeline.recipe import TritonConfig
 from pipeline.triton.checker import check_repository
 from pipeline.triton.ensemble import python_source, tokenizer_files, write_ensemble
 from pipeline.triton.served import onnx_model

@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from engines.tensorrt.profiles import Profile, ShapeRange
 from pipeline.errors import PublishError
-from pipeline.recipe_triton import TritonConfig
+from pipeline.recipe import TritonConfig
 from pipeline.triton.checker import check_repository
 from pipeline.triton.repository import write_repository
 from pipeline.triton.served import Plan, ServedModel, onnx_model

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from pipeline import notices
 from pipeline.errors import MissingError, PublishError, StoreError
-from pipeline.recipe_triton import DynamicBatching, TritonConfig
+from pipeline.recipe import DynamicBatching, TritonConfig
 from pipeline.triton.checker import check_repository
 from pipeline.triton.config import configured
 from pipeline.triton.repository import write_repository

@@ -30,7 +30,7 @@ from calibrators.data.open import open_data
 from calibrators.data.spec import DataSpec
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline.errors import MissingError, PublishError
-from pipeline.recipe_triton import TritonConfig
+from pipeline.recipe import TritonConfig
 from pipeline.serving import serving
 from pipeline.triton.checker import check_repository
 from pipeline.triton.repository import write_repository

@@ -12,8 +12,7 @@ from triton_models import classifier
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pipeline.errors import PublishError, RecipeError
-from pipeline.recipe import merge, parse
-from pipeline.recipe_triton import RateLimiter, TritonConfig, VersionPolicy
+from pipeline.recipe import RateLimiter, TritonConfig, VersionPolicy, merge, parse
 from pipeline.triton.checker import check_repository
 from pipeline.triton.repository import write_repository
 from pipeline.triton.rollback import rollback

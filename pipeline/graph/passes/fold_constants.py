@@ -16,7 +16,7 @@ import onnx_ir as ir
 from pipeline.errors import EngineError
 from pipeline.graph.passes.constants import SMALL_BYTES, become_constant, ints_of, lazy, read, tensor_of
 from pipeline.graph.passes.graph_pass import GraphPass, has_subgraph, int_attribute, is_random
-from pipeline.session import run, session
+from pipeline.running.session import run, session
 from pipeline.types import Array
 
 GROWTH_BYTES = 1 << 20

@@ -16,7 +16,7 @@ for ``cpu`` are written so that it does not happen when they are served; here FP
 
 
 class Session(Protocol):
-    """What is used of an ONNX Runtime session; :class:`pipeline.segments.SegmentedSession` has it too."""
+    """What is used of an ONNX Runtime session; :class:`pipeline.running.segments.SegmentedSession` has it too."""
 
     def run(self, outputs: Any, feeds: Any, /) -> Any:
         """Return some outputs (all if ``None``) of one batch."""

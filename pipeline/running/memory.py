@@ -14,9 +14,9 @@ import psutil
 from pipeline import model as models
 from pipeline.errors import ModelError
 from pipeline.notices import notice
-from pipeline.segmented import Piece, SegmentedSession
-from pipeline.segments import weight_bytes
-from pipeline.session import Session, run, session
+from pipeline.running.segmented import Piece, SegmentedSession
+from pipeline.running.segments import weight_bytes
+from pipeline.running.session import Session, run, session
 from pipeline.types import Array, Feeds
 
 SEGMENT_BYTES = 512 << 20
@@ -64,7 +64,7 @@ def open_session(
     """Return a session of a model, in segments if its weights do not fit into memory (:func:`weights_within`).
 
     Args:
-        model: See :func:`pipeline.session.session`, as for the others.
+        model: See :func:`pipeline.running.session.session`, as for the others.
         folder: As above.
         made_from: As above.
         threads: As above.

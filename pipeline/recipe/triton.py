@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.recipe_section import Section, listed
+from pipeline.recipe.section import Section, listed
 
 Count = Annotated[int, Field(ge=1)]
 

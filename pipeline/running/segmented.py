@@ -16,8 +16,8 @@ import onnx
 import onnxruntime as ort
 
 from pipeline.errors import EngineError
-from pipeline.segments import Segment, segments
-from pipeline.session import failed, session
+from pipeline.running.segments import Segment, segments
+from pipeline.running.session import failed, session
 from pipeline.types import Array, Feeds
 
 CARRIED_BYTES = 512 << 20
