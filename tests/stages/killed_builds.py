@@ -35,7 +35,9 @@ def arm(point: tuple[str, str]) -> None:
         return
     original_run, original_move = Store._run, Store._move
 
-    def run_stage(self: Store, name: str, key: str, outputs: list[str], produce: Callable[[Path], Any]) -> Any:
+    def run_stage(
+        self: Store, name: str, key: str, outputs: list[str], produce: Callable[[Path], Any], *, resumes: bool
+    ) -> Any:
         def doomed(work: Path) -> Any:
             if moment == "begins":
                 die()
@@ -45,7 +47,7 @@ def arm(point: tuple[str, str]) -> None:
             return result
 
         if name != stage:
-            return original_run(self, name, key, outputs, produce)
+            return original_run(self, name, key, outputs, produce, resumes=resumes)
         if moment == "has moved":
 
             def move(self: Store, work: Path, moved: list[str], aside: Path) -> None:
@@ -53,7 +55,7 @@ def arm(point: tuple[str, str]) -> None:
                 die()
 
             Store._move = move  # type: ignore[method-assign]
-        return original_run(self, name, key, outputs, doomed)
+        return original_run(self, name, key, outputs, doomed, resumes=resumes)
 
     Store._run = run_stage  # type: ignore[method-assign]
 
