@@ -27,7 +27,7 @@ from pipeline import model as models
 from pipeline.graph.prepare import prepare
 from pipeline.graph.roles import find_roles
 from pipeline.policy.planning import plan
-from pipeline.quantize.sites import sites
+from pipeline.quantize.insertion.sites import sites
 from pipeline.recipe import PolicyConfig, Preset
 from pipeline.running.session import run, session
 from pipeline.types import Feeds

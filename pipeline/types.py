@@ -57,7 +57,7 @@ class QuantDType(StrEnum):
     INT4 = "int4"
     FP4_E2M1 = "fp4_e2m1"
     NF4 = "nf4"
-    """One of sixteen values from -1 to 1 (:data:`pipeline.quantize.nf4.CODE`); its scale is the block's largest magnitude."""
+    """One of sixteen values from -1 to 1 (:data:`pipeline.quantize.weights.nf4.CODE`); its scale is the block's largest magnitude."""
 
     @property
     def qmin(self) -> float:

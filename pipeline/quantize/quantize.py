@@ -13,13 +13,13 @@ from pipeline.errors import EngineError
 from pipeline.graph.operands import operands
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.dynamic import insert_dynamic
-from pipeline.quantize.fused import Fusion, fusion
 from pipeline.quantize.half import cast_to_half
-from pipeline.quantize.insert import Inserter
-from pipeline.quantize.ranges import SiteRange
-from pipeline.quantize.rounding import read_index, rounded
-from pipeline.quantize.weights import QuantizedWeight
+from pipeline.quantize.insertion.dynamic import insert_dynamic
+from pipeline.quantize.insertion.fused import Fusion, fusion
+from pipeline.quantize.insertion.insert import Inserter
+from pipeline.quantize.ranges.choose import SiteRange
+from pipeline.quantize.weights.rounding import read_index, rounded
+from pipeline.quantize.weights.weight import QuantizedWeight
 from pipeline.types import HALVES, Progress, silent
 
 
@@ -54,7 +54,7 @@ def quantize(
         plan: Precisions and formats.
         ranges: One for every activation site (none for a dynamic plan).
         out: The variant's ``.onnx``.
-        rounding: Folder of weights that are rounded already (:mod:`pipeline.quantize.rounding`).
+        rounding: Folder of weights that are rounded already (:mod:`pipeline.quantize.weights.rounding`).
         progress: Told of every node whose weight is read (``scales``), then of every tensor written (``quantize``).
 
     Raises:

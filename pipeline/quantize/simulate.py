@@ -16,10 +16,10 @@ import onnx_ir as ir
 from pipeline import model as models
 from pipeline.graph.operands import Operands, operands
 from pipeline.policy.plan import PrecisionPlan, fitted
-from pipeline.quantize.chain import Chain, outlier_columns, row_largest
-from pipeline.quantize.insert import Inserter
+from pipeline.quantize.insertion.chain import Chain, outlier_columns, row_largest
+from pipeline.quantize.insertion.insert import Inserter
 from pipeline.quantize.schemes import Scales, Scheme
-from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, round_to_nearest
+from pipeline.quantize.weights.weight import IR_DTYPES, QuantizedWeight, round_to_nearest
 from pipeline.types import Array, QuantSpec, Range
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")

@@ -17,13 +17,13 @@ from pipeline.graph.prepare import Prepared
 from pipeline.graph.roles import find_roles
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import plan as make_plan
-from pipeline.quantize import ranges as range_files
-from pipeline.quantize.foreign_cache import cached_ranges
-from pipeline.quantize.own_cache import write_cache
-from pipeline.quantize.ranges import SiteRange, choose_ranges
-from pipeline.quantize.requests import requests
-from pipeline.quantize.sites import Site, sites
-from pipeline.quantize.tune import tune
+from pipeline.quantize.insertion.sites import Site, sites
+from pipeline.quantize.ranges import choose as range_files
+from pipeline.quantize.ranges.choose import SiteRange, choose_ranges
+from pipeline.quantize.ranges.foreign_cache import cached_ranges
+from pipeline.quantize.ranges.own_cache import write_cache
+from pipeline.quantize.ranges.requests import requests
+from pipeline.quantize.ranges.tune import tune
 from pipeline.recipe import Calibration, Method
 from pipeline.sources.export import Exported
 from pipeline.stages.run import STATISTICS, Reached, Run, step

@@ -22,7 +22,7 @@ from pipeline.policy.sizes import expected_bytes
 from pipeline.policy.skip import outlier_ratios
 from pipeline.quantize.costs import read_costs
 from pipeline.quantize.quantize import quantize as write_variant
-from pipeline.quantize.ranges import SiteRange
+from pipeline.quantize.ranges.choose import SiteRange
 from pipeline.stages.run import DRY_RUN, OVERRIDES, STATISTICS, Run, step
 from pipeline.stages.smoothing import FloatGraph, may_smooth
 

@@ -15,7 +15,7 @@ from engines.roofline import estimate_ms
 from pipeline import model as models
 from pipeline.policy.actual import actual_precisions
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.ranges import SiteRange, sketch_of
+from pipeline.quantize.ranges.choose import SiteRange, sketch_of
 from pipeline.report import contract
 from pipeline.report.html import write_html
 from pipeline.report.manifest import MANIFEST, make_manifest, output_files, write_manifest

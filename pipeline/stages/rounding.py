@@ -8,7 +8,7 @@ from typing import Any
 from pipeline import model as models
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.rounding import round_weights
+from pipeline.quantize.weights.rounding import round_weights
 from pipeline.sources.export import Exported
 from pipeline.stages.rounding_options import no_data, rounding_options
 from pipeline.stages.run import Run, step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.errors import RecipeError
-from pipeline.quantize.rounding import RoundingOptions
+from pipeline.quantize.weights.rounding import RoundingOptions
 from pipeline.stages.run import Run
 
 

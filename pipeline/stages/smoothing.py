@@ -15,13 +15,13 @@ from pipeline.graph.prepare import Prepared
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import smoothing_for
-from pipeline.quantize import awq_search
-from pipeline.quantize.awq_search import scaled_groups
-from pipeline.quantize.groups import Group, groups
-from pipeline.quantize.sites import sites
-from pipeline.quantize.smooth import apply
-from pipeline.quantize.smoothing import F32, Smoothing, by_tensor, to_json
-from pipeline.quantize.smoothing_search import SearchOptions, search
+from pipeline.quantize.insertion.sites import sites
+from pipeline.quantize.transforms import awq_search
+from pipeline.quantize.transforms.awq_search import scaled_groups
+from pipeline.quantize.transforms.groups import Group, groups
+from pipeline.quantize.transforms.smooth import apply
+from pipeline.quantize.transforms.smoothing import F32, Smoothing, by_tensor, to_json
+from pipeline.quantize.transforms.smoothing_search import SearchOptions, search
 from pipeline.recipe import Recipe
 from pipeline.sources.export import Exported
 from pipeline.stages.rounding_options import no_data, rounding_options

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.graph.prepare import Prepared
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.ranges import SiteRange
+from pipeline.quantize.ranges.choose import SiteRange
 from pipeline.sources.export import Exported
 from pipeline.stages.smoothing import FloatGraph
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from pipeline.policy.half_range import FLOAT16_MAX
-from pipeline.quantize.sites import sites
+from pipeline.quantize.insertion.sites import sites
 from pipeline.recipe import PolicyConfig, Preset, RuleConfig
 from pipeline.types import Precision, Role
 from tests.policy.planned import canonical, plan_zoo

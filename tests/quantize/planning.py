@@ -12,9 +12,9 @@ from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
 from pipeline.policy.plan import NodePlan, PrecisionPlan
 from pipeline.policy.planning import CPU_INT8, GPU_INT8
+from pipeline.quantize.insertion.sites import Site, sites
 from pipeline.quantize.quantize import Quantized, quantize
-from pipeline.quantize.ranges import SiteRange
-from pipeline.quantize.sites import Site, sites
+from pipeline.quantize.ranges.choose import SiteRange
 from pipeline.types import Precision, Range, Role
 
 

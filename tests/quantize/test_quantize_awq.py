@@ -14,7 +14,7 @@ from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline.build import BuildOptions, build
 from pipeline.errors import RecipeError
 from pipeline.notices import collecting
-from pipeline.quantize.awq import ALPHAS, clipped_scales, input_scale, search_scale
+from pipeline.quantize.weights.awq import ALPHAS, clipped_scales, input_scale, search_scale
 from pipeline.recipe import parse
 from pipeline.types import QuantDType, QuantSpec
 from tests.quantize import graphs

@@ -10,10 +10,10 @@ import pytest
 
 from calibrators import cache_file
 from pipeline.errors import QuantizeError
-from pipeline.quantize.foreign_cache import cached_ranges, ranges_from_cache
-from pipeline.quantize.own_cache import write_cache
-from pipeline.quantize.ranges import SiteRange
-from pipeline.quantize.sites import Site
+from pipeline.quantize.insertion.sites import Site
+from pipeline.quantize.ranges.choose import SiteRange
+from pipeline.quantize.ranges.foreign_cache import cached_ranges, ranges_from_cache
+from pipeline.quantize.ranges.own_cache import write_cache
 from pipeline.types import QuantDType, QuantSpec, Range, Role
 
 INT8 = QuantSpec(dtype=QuantDType.INT8)

@@ -13,11 +13,11 @@ from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
 from pipeline.build import BuildOptions, build
 from pipeline.notices import collecting
-from pipeline.quantize.groups import groups
 from pipeline.quantize.products import product
-from pipeline.quantize.smooth import apply
-from pipeline.quantize.smoothing import Smoothing, by_tensor
-from pipeline.quantize.smoothing_search import SearchOptions, search
+from pipeline.quantize.transforms.groups import groups
+from pipeline.quantize.transforms.smooth import apply
+from pipeline.quantize.transforms.smoothing import Smoothing, by_tensor
+from pipeline.quantize.transforms.smoothing_search import SearchOptions, search
 from pipeline.recipe import parse
 from pipeline.types import Role
 from tests.quantize import graphs

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import QuantizeError
-from pipeline.quantize import cores
-from pipeline.quantize.block_kernels import least_error
-from pipeline.quantize.weights import SHARES, _scale, block_scales, round_to_nearest
+from pipeline.quantize.weights import cores
+from pipeline.quantize.weights.block_kernels import least_error
+from pipeline.quantize.weights.weight import SHARES, _scale, block_scales, round_to_nearest
 from pipeline.types import QuantDType, QuantSpec
 
 LIMITS = {QuantDType.INT4: (-8, 7), QuantDType.INT8: (-127, 127), QuantDType.FP4_E2M1: (-6, 6)}

@@ -16,7 +16,7 @@ from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline.build import BuildOptions, build, extract
 from pipeline.errors import PipelineError, PolicyError
 from pipeline.quantize.emulate import emulate
-from pipeline.quantize.weights import stored_scale
+from pipeline.quantize.weights.weight import stored_scale
 from pipeline.recipe import parse
 from pipeline.types import BFLOAT16
 from tests.quantize.graphs import save

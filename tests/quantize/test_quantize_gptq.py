@@ -16,11 +16,11 @@ from pipeline.errors import RecipeError
 from pipeline.graph.roles import find_roles
 from pipeline.notices import collecting
 from pipeline.policy.planning import plan
-from pipeline.quantize import rounding
-from pipeline.quantize.gptq import gptq, refine
-from pipeline.quantize.moments import Tap, second_moments
 from pipeline.quantize.products import Reading
-from pipeline.quantize.rounding import RoundingOptions, round_weights
+from pipeline.quantize.weights import rounding
+from pipeline.quantize.weights.gptq import gptq, refine
+from pipeline.quantize.weights.moments import Tap, second_moments
+from pipeline.quantize.weights.rounding import RoundingOptions, round_weights
 from pipeline.recipe import PolicyConfig, parse
 from tests.quantize import graphs
 

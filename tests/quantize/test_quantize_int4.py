@@ -20,8 +20,8 @@ from pipeline.errors import RecipeError
 from pipeline.policy.plan import PrecisionPlan, fitted
 from pipeline.policy.planning import family, plan
 from pipeline.policy.sizes import expected_bytes
-from pipeline.quantize.fake import nearest
-from pipeline.quantize.weights import block_scales
+from pipeline.quantize.weights.fake import nearest
+from pipeline.quantize.weights.weight import block_scales
 from pipeline.recipe import PolicyConfig, Preset, parse
 from pipeline.types import NodeRole, Precision, QuantDType, QuantSpec, Role
 from tests.policy.planned import entry, plan_zoo

@@ -22,7 +22,7 @@ from pipeline.notices import collecting
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import plan
 from pipeline.policy.sizes import expected_bytes
-from pipeline.quantize.nf4 import CODE, SECOND_BLOCK, dynamic_code, nearest_codes, second_level
+from pipeline.quantize.weights.nf4 import CODE, SECOND_BLOCK, dynamic_code, nearest_codes, second_level
 from pipeline.recipe import PolicyConfig, parse
 from pipeline.types import NodeRole, Precision, Role
 from tests.policy.planned import entry

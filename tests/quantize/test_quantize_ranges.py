@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from calibrators.statistics import Request, Statistics
 from pipeline.errors import QuantizeError
 from pipeline.notices import collecting
-from pipeline.quantize import ranges as files
-from pipeline.quantize.ranges import SiteRange, choose_ranges, role_groups
-from pipeline.quantize.sites import Site
+from pipeline.quantize.insertion.sites import Site
+from pipeline.quantize.ranges import choose as files
+from pipeline.quantize.ranges.choose import SiteRange, choose_ranges, role_groups
 from pipeline.recipe import Method
 from pipeline.types import QuantDType, QuantSpec, Range, Role
 from tests.quantize.planning import plan_for, sites_of, sketch

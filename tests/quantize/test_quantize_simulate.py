@@ -13,9 +13,9 @@ from onnx import helper
 from engines.target import TARGETS
 from pipeline.errors import ModelError, RecipeError
 from pipeline.graph.prepare import prepare
-from pipeline.quantize.fake import nearest
 from pipeline.quantize.schemes import SCHEMES, SIMULATION_ONLY, schemes_named
 from pipeline.quantize.simulate import simulate
+from pipeline.quantize.weights.fake import nearest
 from pipeline.triton.served import onnx_model
 from pipeline.types import QuantDType, Range
 from tests.quantize.graphs import save

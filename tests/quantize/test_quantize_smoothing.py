@@ -13,18 +13,18 @@ from onnx import helper
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
 from pipeline.graph.prepare import prepare
-from pipeline.quantize.fake import fake_quantize, fake_quantize_weight
-from pipeline.quantize.groups import Group, groups
-from pipeline.quantize.sites import sites
-from pipeline.quantize.smooth import apply
-from pipeline.quantize.smoothing import (
+from pipeline.quantize.insertion.sites import sites
+from pipeline.quantize.transforms.groups import Group, groups
+from pipeline.quantize.transforms.smooth import apply
+from pipeline.quantize.transforms.smoothing import (
     ChoiceOptions,
     Part,
     Smoothing,
     by_tensor,
     choose,
 )
-from pipeline.quantize.smoothing_search import SearchOptions, search
+from pipeline.quantize.transforms.smoothing_search import SearchOptions, search
+from pipeline.quantize.weights.fake import fake_quantize, fake_quantize_weight
 from pipeline.types import Precision, QuantDType, QuantSpec, Range, Role
 from tests.quantize import graphs
 from tests.quantize.test_quantize_variants import plan_for

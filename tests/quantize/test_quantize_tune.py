@@ -9,8 +9,8 @@ import pytest
 from onnx import helper
 
 from calibrators.statistics import Request, Statistics
-from pipeline.quantize.ranges import choose_ranges
-from pipeline.quantize.tune import _Trials, tune
+from pipeline.quantize.ranges.choose import choose_ranges
+from pipeline.quantize.ranges.tune import _Trials, tune
 from pipeline.recipe import Method
 from pipeline.types import Precision
 from tests.quantize.graphs import fake_quantize, save

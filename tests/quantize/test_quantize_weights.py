@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from pipeline.quantize.weights import round_to_nearest, stored_scale
+from pipeline.quantize.weights.weight import round_to_nearest, stored_scale
 from pipeline.running.session import session
 from pipeline.types import QuantDType, QuantSpec
 from tests.quantize.graphs import fake_quantize, save

@@ -11,10 +11,9 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.groups import Group, absorbable, groups
-from pipeline.quantize.moments import MOST_TAPPED, Tap
 from pipeline.quantize.products import Product, Reading, product_of
-from pipeline.quantize.smoothing import (
+from pipeline.quantize.transforms.groups import Group, absorbable, groups
+from pipeline.quantize.transforms.smoothing import (
     ALPHAS,
     F32,
     WORTH,
@@ -24,7 +23,8 @@ from pipeline.quantize.smoothing import (
     Smoothing,
     choose,
 )
-from pipeline.quantize.upstream import gain, is_norm
+from pipeline.quantize.transforms.upstream import gain, is_norm
+from pipeline.quantize.weights.moments import MOST_TAPPED, Tap
 from pipeline.types import Feeds, Progress, silent
 
 ROWS = 1024
@@ -36,7 +36,7 @@ class SearchOptions:
     """How to search.
 
     Attributes:
-        alpha: The one exponent to use everywhere; ``None`` tries :data:`pipeline.quantize.smoothing.ALPHAS` and none.
+        alpha: The one exponent to use everywhere; ``None`` tries :data:`pipeline.quantize.transforms.smoothing.ALPHAS` and none.
         mask: The input that is 0 at padding; padding is left out.
         threads: Threads for ONNX Runtime; 0 is one per core.
         memory_bytes: Rows held at once; more groups are searched in several passes over the samples.

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from calibrators.collector import Request
 from pipeline.graph.operands import operands
 from pipeline.policy.planning import plan, smoothing_for
-from pipeline.quantize.groups import groups
-from pipeline.quantize.sites import sites
+from pipeline.quantize.insertion.sites import sites
+from pipeline.quantize.transforms.groups import groups
 from pipeline.recipe import PolicyConfig, Preset, RuleConfig
 from pipeline.types import NodeRole, Precision, Role
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quantize.nf4 import CODE, nearest_codes
+from pipeline.quantize.weights.nf4 import CODE, nearest_codes
 from pipeline.types import Array, QuantDType, QuantSpec, Range
 
 F32 = npt.NDArray[np.float32]

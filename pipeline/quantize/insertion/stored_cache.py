@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    from pipeline.quantize.insert import Inserter
+    from pipeline.quantize.insertion.insert import Inserter
 
 _MOVING = ("Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """What moves or repeats values between the cache and the attention matmuls."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from pipeline.graph.operands import Operands
-from pipeline.quantize import bnb4, nbits
-from pipeline.quantize.nf4 import SecondLevel
-from pipeline.quantize.weights import QuantizedWeight
+from pipeline.quantize.insertion import bnb4, nbits
+from pipeline.quantize.weights.nf4 import SecondLevel
+from pipeline.quantize.weights.weight import QuantizedWeight
 from pipeline.types import QuantDType, QuantSpec
 
 if TYPE_CHECKING:
-    from pipeline.quantize.insert import Inserter
+    from pipeline.quantize.insertion.insert import Inserter
 
 
 def has_kernel(node: ir.Node, what: Operands, spec: QuantSpec) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pipeline.graph.operands import Operands
-from pipeline.quantize.weights import QuantizedWeight
+from pipeline.quantize.weights.weight import QuantizedWeight
 from pipeline.types import Array, QuantDType, QuantSpec
 
 DOMAIN, OPERATOR = "com.microsoft", "MatMulNBits"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calibrators import cache_file
-from pipeline.quantize.ranges import SiteRange
+from pipeline.quantize.ranges.choose import SiteRange
 from pipeline.types import QuantDType
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from pipeline.quantize.nf4 import SecondLevel, dynamic_code
-from pipeline.quantize.weights import QuantizedWeight
+from pipeline.quantize.weights.nf4 import SecondLevel, dynamic_code
+from pipeline.quantize.weights.weight import QuantizedWeight
 from pipeline.types import Array
 
 DOMAIN, OPERATOR = "com.microsoft", "MatMulBnb4"

@@ -12,7 +12,7 @@ from calibrators.collector import Statistics
 from calibrators.sketch import Sketch
 from pipeline.errors import QuantizeError
 from pipeline.notices import notice
-from pipeline.quantize.sites import Site
+from pipeline.quantize.insertion.sites import Site
 from pipeline.recipe import Method
 from pipeline.types import QuantDType, QuantSpec, Range, Role
 
@@ -53,10 +53,10 @@ def choose_ranges(
     """Return a range for every site.
 
     Args:
-        found: Activation sites, from :func:`pipeline.quantize.sites.sites`.
+        found: Activation sites, from :func:`pipeline.quantize.insertion.sites.sites`.
         statistics: A sketch for each tensor that a site observes.
         method: A calibrator; ``auto`` takes, per tensor, the candidate with the least squared error
-            (:mod:`pipeline.quantize.tune` then checks the choice at the network's output).
+            (:mod:`pipeline.quantize.ranges.tune` then checks the choice at the network's output).
         percentile: For ``percentile``.
 
     Raises:

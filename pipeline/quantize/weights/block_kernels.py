@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibrators.jit import dividing_kernel
-from pipeline.quantize.cores import on_all_cores
+from pipeline.quantize.weights.cores import on_all_cores
 from pipeline.types import Array
 
 F32 = npt.NDArray[np.float32]

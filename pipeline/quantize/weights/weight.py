@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.errors import QuantizeError
-from pipeline.quantize.block_kernels import least_error
-from pipeline.quantize.cores import on_all_cores, tiles
-from pipeline.quantize.fake import nearest
-from pipeline.quantize.nf4 import SecondLevel, nearest_codes, second_level
+from pipeline.quantize.weights.block_kernels import least_error
+from pipeline.quantize.weights.cores import on_all_cores, tiles
+from pipeline.quantize.weights.fake import nearest
+from pipeline.quantize.weights.nf4 import SecondLevel, nearest_codes, second_level
 from pipeline.types import BFLOAT16, Array, QuantDType, QuantSpec
 
 IR_DTYPES = {

@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.awq import COLUMNS, search_scale
-from pipeline.quantize.groups import Group, absorbable, groups
-from pipeline.quantize.moments import Moments, Tap, fitting, moment_bytes, second_moments
 from pipeline.quantize.products import Product, product_of
-from pipeline.quantize.rounding import RoundingOptions
-from pipeline.quantize.smoothing import F32, WORTH, Smoothing
+from pipeline.quantize.transforms.groups import Group, absorbable, groups
+from pipeline.quantize.transforms.smoothing import F32, WORTH, Smoothing
+from pipeline.quantize.weights.awq import COLUMNS, search_scale
+from pipeline.quantize.weights.moments import Moments, Tap, fitting, moment_bytes, second_moments
+from pipeline.quantize.weights.rounding import RoundingOptions
 from pipeline.types import Feeds, Precision, Progress, silent
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from pipeline.policy.plan import NodePlan, PrecisionPlan
-from pipeline.quantize.absorb import absorption
 from pipeline.quantize.products import Product, product
-from pipeline.quantize.upstream import gain, is_norm, upstream
+from pipeline.quantize.transforms.absorb import absorption
+from pipeline.quantize.transforms.upstream import gain, is_norm, upstream
 from pipeline.types import Precision, Role
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.policy.plan import Format, PrecisionPlan
-from pipeline.quantize.fake import fake_quantize, fake_quantize_weight
-from pipeline.quantize.groups import Group
+from pipeline.quantize.transforms.groups import Group
+from pipeline.quantize.weights.fake import fake_quantize, fake_quantize_weight
 from pipeline.types import QuantDType, Range
 
 F32 = npt.NDArray[np.float32]

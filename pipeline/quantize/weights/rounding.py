@@ -20,12 +20,12 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.awq import clipped_scales
-from pipeline.quantize.fake import nearest
-from pipeline.quantize.gptq import gptq, refine
-from pipeline.quantize.moments import F64, Moments, Tap, fitting, moment_bytes, second_moments
 from pipeline.quantize.products import Product, Reading, product
-from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, block_scales, channel_scales, lowest
+from pipeline.quantize.weights.awq import clipped_scales
+from pipeline.quantize.weights.fake import nearest
+from pipeline.quantize.weights.gptq import gptq, refine
+from pipeline.quantize.weights.moments import F64, Moments, Tap, fitting, moment_bytes, second_moments
+from pipeline.quantize.weights.weight import IR_DTYPES, QuantizedWeight, block_scales, channel_scales, lowest
 from pipeline.types import WEIGHT_ONLY, Array, Feeds, Precision, Progress, QuantDType, QuantSpec, silent
 
 INDEX = "index.json"
@@ -150,7 +150,7 @@ class _Rounded:
         values: What is stored, float64 ``[groups, products summed, outputs]``.
         steps: The scale of each value, in a shape that broadcasts over ``values``.
         scale: What is stored beside it, along ``axis``.
-        axis: See :class:`pipeline.quantize.weights.QuantizedWeight`.
+        axis: See :class:`pipeline.quantize.weights.weight.QuantizedWeight`.
     """
 
     values: F64

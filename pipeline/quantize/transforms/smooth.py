@@ -16,10 +16,10 @@ import onnx_ir as ir
 
 from pipeline import model as models
 from pipeline.graph.operands import output_bias
-from pipeline.quantize.absorb import Absorption, Kind, Place, absorption
 from pipeline.quantize.products import Product, product_of
-from pipeline.quantize.smoothing import F32, Smoothing
-from pipeline.quantize.upstream import gain, is_norm, upstream
+from pipeline.quantize.transforms.absorb import Absorption, Kind, Place, absorption
+from pipeline.quantize.transforms.smoothing import F32, Smoothing
+from pipeline.quantize.transforms.upstream import gain, is_norm, upstream
 from pipeline.types import Array
 
 
@@ -28,7 +28,7 @@ def apply(model: ir.Model, chosen: Mapping[str, Smoothing]) -> tuple[str, ...]:
 
     Args:
         model: The canonical graph. Its weights become lazy: each is multiplied while the model is saved.
-        chosen: Tensor to what is done to it, from :func:`pipeline.quantize.smoothing.by_tensor`.
+        chosen: Tensor to what is done to it, from :func:`pipeline.quantize.transforms.smoothing.by_tensor`.
 
     Returns:
         Names of the tensors that the GEMMs now read, and of others that are not what they were.

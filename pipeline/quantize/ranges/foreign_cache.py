@@ -14,8 +14,8 @@ from pathlib import Path
 from calibrators import cache_file
 from pipeline.errors import QuantizeError
 from pipeline.notices import notice
-from pipeline.quantize.ranges import SiteRange
-from pipeline.quantize.sites import Site
+from pipeline.quantize.insertion.sites import Site
+from pipeline.quantize.ranges.choose import SiteRange
 from pipeline.types import QuantDType, Range
 
 METHOD = "cache"

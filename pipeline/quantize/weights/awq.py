@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quantize.fake import fake_quantize_weight, nearest
-from pipeline.quantize.weights import SHARES, block_candidates, lowest
+from pipeline.quantize.weights.fake import fake_quantize_weight, nearest
+from pipeline.quantize.weights.weight import SHARES, block_candidates, lowest
 from pipeline.types import Array, QuantSpec
 
 F32 = npt.NDArray[np.float32]

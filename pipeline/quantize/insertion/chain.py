@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from pipeline.quantize.insert import Inserter
+from pipeline.quantize.insertion.insert import Inserter
 
 FLOAT = ir.DataType.FLOAT
 _TINY = 1e-30

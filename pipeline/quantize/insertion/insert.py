@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from pipeline.graph.operands import Operands, operands, output_bias
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.block_product import has_kernel, insert_block_product
-from pipeline.quantize.sites import Site, sites
-from pipeline.quantize.stored_cache import store_quantized
-from pipeline.quantize.weights import IR_DTYPES, QuantizedWeight, round_to_nearest, stored_scale
+from pipeline.quantize.insertion.block_product import has_kernel, insert_block_product
+from pipeline.quantize.insertion.sites import Site, sites
+from pipeline.quantize.insertion.stored_cache import store_quantized
+from pipeline.quantize.weights.weight import IR_DTYPES, QuantizedWeight, round_to_nearest, stored_scale
 from pipeline.types import Array, Progress, QuantSpec, Range, Role, silent
 
 
@@ -23,7 +23,7 @@ class Inserter:
     Args:
         model: The canonical model; changed.
         plan: Which nodes read pairs, in which formats.
-        ranges: The range of every (tensor, format) that :func:`pipeline.quantize.sites.sites` names.
+        ranges: The range of every (tensor, format) that :func:`pipeline.quantize.insertion.sites.sites` names.
         weights: Weights that are rounded already, by node; the others are rounded to nearest.
     """
 

@@ -18,9 +18,9 @@ import onnx_ir as ir
 
 from pipeline.graph.operands import Operands, operands
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.chain import FLOAT, Chain, outlier_columns, row_largest
-from pipeline.quantize.insert import Inserter
-from pipeline.quantize.weights import round_to_nearest
+from pipeline.quantize.insertion.chain import FLOAT, Chain, outlier_columns, row_largest
+from pipeline.quantize.insertion.insert import Inserter
+from pipeline.quantize.weights.weight import round_to_nearest
 from pipeline.types import Array, Progress, QuantSpec, silent
 
 _QUANTIZED = (ir.DataType.UINT8, FLOAT, ir.DataType.UINT8)

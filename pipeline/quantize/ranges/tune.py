@@ -19,8 +19,8 @@ import onnx_ir as ir
 from pipeline import kv_cache
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.insert import Inserter
-from pipeline.quantize.ranges import CANDIDATES, SiteRange, role_groups
+from pipeline.quantize.insertion.insert import Inserter
+from pipeline.quantize.ranges.choose import CANDIDATES, SiteRange, role_groups
 from pipeline.running.memory import open_session, stream
 from pipeline.running.segmented import in_order
 from pipeline.types import Array, Feeds, Precision, Progress, TensorInfo, silent

@@ -1,0 +1,1 @@
+"""How weights are stored narrow: round-to-nearest, GPTQ, AWQ, NF4."""
