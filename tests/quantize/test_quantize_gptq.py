@@ -97,6 +97,51 @@ def test_going_over_the_rows_again_never_makes_outputs_worse(channels: int) -> N
     assert (gain[free] <= 1e-9 * gain.max(initial=1.0) + 1e-9).mean() > 0.99
 
 
+def adaround(weight: np.ndarray, gram: np.ndarray, scale: np.ndarray, *, strength: float) -> np.ndarray:
+    """AdaRound (Nagel et al. 2020, equations 21 to 25) on the same second moments: up or down, by Adam, for steps of -7 to 7."""
+    floor = np.floor(weight / scale)
+    chance = np.clip(weight / scale - floor, 1e-3, 1 - 1e-3)
+    logit = -np.log(1.2 / (chance + 0.1) - 1)
+    mean, square = np.zeros_like(logit), np.zeros_like(logit)
+    unit = weight.shape[1] / np.trace(weight.T @ gram @ weight)
+    for step in range(1, 3001):
+        sigmoid = 1 / (1 + np.exp(-logit))
+        stretched = 1.2 * sigmoid - 0.1
+        up = np.clip(stretched, 0, 1)
+        grid = floor + up
+        slope = 2 * unit * (gram @ (np.clip(grid, -7, 7) * scale - weight)) * scale * (np.abs(grid) <= 7)
+        if step > 600:
+            sharpness = 2 + 9 * (1 + np.cos(np.pi * (step - 600) / 2400))
+            slope -= 2 * strength * sharpness * np.abs(2 * up - 1) ** (sharpness - 1) * np.sign(2 * up - 1)
+        slope *= 1.2 * sigmoid * (1 - sigmoid) * ((stretched > 0) & (stretched < 1))
+        mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
+        logit -= 0.01 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+    return np.clip(floor + (logit > 0), -7, 7)
+
+
+@pytest.mark.parametrize("channels", [24, 64])
+def test_the_sweeps_come_as_close_as_adaround(channels: int) -> None:
+    """Both minimize the squared error of the outputs; AdaRound gets its best of three strengths of its regularizer."""
+    ratios = []
+    for seed in range(4):
+        values = correlated(4 * channels, channels, seed=seed)
+        weight = np.random.default_rng(seed).normal(size=(channels, 16))
+        scale, gram = np.abs(weight).max(axis=0) / 7, values.T @ values
+
+        def error(steps: np.ndarray, values=values, scale=scale, weight=weight) -> float:  # type: ignore[no-untyped-def]
+            return float(np.square(values @ (steps * scale - weight)).sum())
+
+        def int4(steps: np.ndarray) -> np.ndarray:
+            return np.clip(np.rint(steps), -7, 7)
+
+        ours = error(refine(weight, gptq(weight, gram, scale, int4), gram, scale, int4))
+        theirs = min(error(adaround(weight, gram, scale, strength=s)) for s in (0.01, 0.1, 1.0))
+        assert theirs < 0.7 * error(int4(weight / scale))  # the reference does its work
+        ratios.append(ours / theirs)
+    assert max(ratios) < 1.05
+    assert np.mean(ratios) < 1.0
+
+
 def test_an_input_that_is_always_zero_does_no_harm() -> None:
     values = correlated(100, 16)
     values[:, 3] = 0
