@@ -14,8 +14,8 @@ from pipeline.types import Progress, silent
 ELEMENT = 256
 """Multiplications that one element of a node's output counts for. Narrow operands save a byte for about every element that
 is moved, and a GPU multiplies some hundred INT8 numbers while it reads a byte: an A100 156, an H100 295."""
-WORTH = 0.01
-"""A unit that makes less than this share of the noise that is left stays as it is."""
+WORTH = 0.25
+"""A unit that makes less than this part of an even share of the noise that is left is not worth high precision for its own sake."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +73,15 @@ def choose(
         progress: Told of every step.
     """
     noise = before = measure(units)
+    enough = 0.0 if most_noise is None else most_noise
     high: list[Unit] = []
-    for index, unit in enumerate(sorted(units, key=lambda u: (-u.noise / u.cost, u.nodes))):
+    for index, unit in enumerate(ranked(units)):
         progress("mixed", index, len(units))
-        if most_noise is not None and noise <= most_noise:
+        if noise <= enough:
             break
-        if unit.products <= spare and unit.noise >= WORTH * noise:
+        # Where there is a noise to reach, little helps: what a deep network makes comes from many units.
+        least = WORTH * noise / len(units) if most_noise is None else 0.0
+        if unit.products <= spare and unit.noise > 0 and unit.noise >= least:
             high.append(unit)
             spare -= unit.products
             noise = measure(_without(units, high))
@@ -86,6 +89,11 @@ def choose(
         noise = _given_back(units, high, measure, most_noise, noise)
     progress("mixed", len(units), len(units))
     return Choice(high=tuple(high), before=before, after=noise)
+
+
+def ranked(units: Sequence[Unit]) -> list[Unit]:
+    """Return the units, the one that costs most noise for what it computes first."""
+    return sorted(units, key=lambda u: (-u.noise / u.cost, u.nodes))
 
 
 def _given_back(
