@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pipeline import model as models
 from pipeline.errors import RecipeError
 from pipeline.graph.roles import find_roles
 from pipeline.notices import notice
-from pipeline.policy.mixed import Choice, Unit, choose
+from pipeline.policy.mixed import Choice, Unit, choose, ranked
 from pipeline.policy.planning import merged_projections
 from pipeline.policy.rules import candidates
 from pipeline.quantize.emulate import emulate
@@ -29,18 +29,31 @@ from pipeline.validation.feeds import mask_of
 from pipeline.validation.metrics import Comparison, sqnr_db
 from pipeline.validation.switch import SwitchedRunner, switched
 from pipeline.validation.transplant import Pairing
-from pipeline.validation.work import Work, count_work, share
+from pipeline.validation.work import Work, count_work
 
 HIGH = "mixed_precision.json"
+OVERFLOW = 1e30
+"""Noise over signal where quantized nodes make an output NaN or infinite that is finite without: -300 dB."""
 
 
 def wants_mixed(run: Run) -> bool:
-    """Whether variants are drafted and measured before they are planned for good."""
+    """Whether variants are drafted and measured before they are planned for good.
+
+    Raises:
+        RecipeError: There is no data to measure on.
+    """
     if run.recipe.policy.mixed_precision is None:
         return False
     if run.options.dry_run:
         notice("mixed-not-chosen", "A dry run measures nothing, so the plan is that before mixed precision.")
-    return not run.options.dry_run
+        return False
+    if run.recipe.calibration.data is None:
+        raise RecipeError(
+            "Mixed precision is chosen on calibration data, and the recipe names none.",
+            where="policy.mixed_precision",
+            fix="Give --calibration DATA, or leave policy.mixed_precision out.",
+        )
+    return True
 
 
 @step
@@ -48,18 +61,22 @@ def mixed(run: Run, draft: Variants | None) -> dict[str, dict[str, str]]:
     """For each family the nodes that go back to high precision, and what they cost; nothing without a draft."""
     section = run.recipe.policy.mixed_precision
     if draft is None or section is None:
+        if not run.options.dry_run:
+            # What an earlier run measured must not be taken for this build's.
+            shutil.rmtree(run.directory / "draft", ignore_errors=True)
+            _forget(run, run.families)
         return {}
     inputs = models.inputs(models.load(draft.canonical.path))
     data = run.open(run.recipe.calibration, draft.exported, inputs)
-    if data is None:
-        raise RecipeError(
-            "Mixed precision is chosen on calibration data, and the recipe names none.",
-            where="policy.mixed_precision",
-            fix="Give --calibration DATA, or leave policy.mixed_precision out.",
-        )
+    assert data is not None  # wants_mixed has seen to it
     found = {}
     for name, plan in draft.plans.items():
         if not plan.quantized():
+            notice(
+                "mixed-precision-unused",
+                f"The variant {name} has no quantized node that could go back to high precision.",
+            )
+            _forget(run, [name])
             continue
         out = f"{run.folder(name)}/{HIGH}"
 
@@ -81,23 +98,34 @@ def mixed(run: Run, draft: Variants | None) -> dict[str, dict[str, str]]:
     return found
 
 
+def _forget(run: Run, families: Iterable[str]) -> None:
+    for name in families:
+        (run.directory / run.folder(name) / HIGH).unlink(missing_ok=True)
+
+
 def _told(result: Mapping[str, Any], section: MixedPrecision, *, where: str) -> dict[str, str]:
     """Say what was chosen; return node to reason."""
     high = [u for u in result["units"] if u["high"]]
-    after, share_after = result["sqnr_db_after"], result["low_share_after"]
+    after, before = result["sqnr_db_after"], result["low_share_before"]
     nodes = [node for unit in high for node in unit["nodes"]]
     notice(
         "mixed-precision",
         f"{len(nodes)} of {sum(len(u['nodes']) for u in result['units'])} quantized nodes go back to high precision: "
         f"{_db(result['sqnr_db_before'])} to {_db(after)} on {result['samples']} calibration samples, "
-        f"{share_after:.1%} of the products stay narrow ({result['low_share_before']:.1%} before)",
+        f"{result['low_share_after']:.1%} of the products stay narrow ({before:.1%} before)",
         where=where,
     )
-    if section.sqnr_db is not None and after is not None and after < section.sqnr_db:
+    if before < section.low_share:
+        notice(
+            "mixed-precision-share",
+            f"No node goes back: the plan leaves {before:.1%} of the products narrow, less than low_share ({section.low_share:.1%}) already.",
+            where=where,
+        )
+    elif section.sqnr_db is not None and after is not None and after < section.sqnr_db:
         notice(
             "mixed-precision-short",
-            f"{section.sqnr_db:g} dB need more than a share of {1 - section.low_share:.1%} of the products in high precision.",
-            where="policy.mixed_precision",
+            f"{section.sqnr_db:g} dB are not reached with a low_share of {section.low_share:.1%}: {_db(after)} is what it leaves room for.",
+            where=where,
         )
     return {node: f"mixed precision: {_why(unit)}" for unit in high for node in unit["nodes"]}
 
@@ -107,7 +135,9 @@ def _why(unit: Mapping[str, Any]) -> str:
 
 
 def _db(value: float | None) -> str:
-    return "no noise" if value is None else f"{value:.1f} dB"
+    if value is None:
+        return "no noise"
+    return "overflow" if value <= sqnr_db(1.0, OVERFLOW) else f"{value:.1f} dB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +149,14 @@ class _Trials:
     expected: Sequence[Feeds]
 
     def noise(self, nodes: Sequence[str]) -> float:
-        """Return noise over signal of the worst output with these nodes quantized; infinite if it is not finite."""
+        """Return noise over signal of the worst output with these nodes quantized; ``OVERFLOW`` where they make NaN or infinity."""
         comparison, on = Comparison(), frozenset(nodes)
         for feeds, wanted in zip(self.feeds, self.expected, strict=True):
             comparison.update(wanted, self.live.infer(feeds, on), mask_of(feeds))
+        if any(output.nonfinite for output in comparison.result().values()):
+            return OVERFLOW
         signal, noise = comparison.worst()
-        ratio = noise / signal if signal > 0 else 0.0
-        return ratio if math.isfinite(ratio) else math.inf
+        return min(noise / signal, OVERFLOW) if signal > 0 else 0.0
 
 
 def _measured(
@@ -134,8 +165,8 @@ def _measured(
     plan, own = draft.plans[family], draft.floats[family].path
     names = [n.node for n in plan.quantized() if n.role is not Role.KV_CACHE]
     work = count_work(draft.canonical.path, feeds[0], names, threads=threads)
-    low = share(work, names)
     total = sum(w.products for w in work.values())
+    low = sum(work[name].products for name in names)
     with tempfile.TemporaryDirectory() as folder:
         path = draft.variants[family]
         quantized = models.load(emulate(path, Path(folder) / "model.onnx", like=own) if plan.emulated else path)
@@ -149,7 +180,7 @@ def _measured(
                 units,
                 lambda some: trials.noise([node for unit in some for node in unit.nodes]),
                 most_noise=None if section.sqnr_db is None else 10 ** (-section.sqnr_db / 10),
-                spare=(low - section.low_share) * total,
+                spare=low - section.low_share * total,
                 progress=progress,
             )
     return _written(units, chosen, low, total, sum(len(next(iter(f.values()))) for f in feeds))
@@ -182,23 +213,24 @@ def _units(
     return units
 
 
-def _written(units: Sequence[Unit], chosen: Choice, low: float, total: int, samples: int) -> dict[str, Any]:
+def _written(units: Sequence[Unit], chosen: Choice, low: int, total: int, samples: int) -> dict[str, Any]:
     high = {unit.nodes for unit in chosen.high}
     noise = sum(unit.noise for unit in units)
+    total = total or 1
     return {
         "samples": samples,
         "sqnr_db_before": sqnr_db(1.0, chosen.before),
         "sqnr_db_after": sqnr_db(1.0, chosen.after),
-        "low_share_before": low,
-        "low_share_after": low - sum(unit.products for unit in chosen.high) / (total or 1),
+        "low_share_before": low / total,
+        "low_share_after": (low - sum(unit.products for unit in chosen.high)) / total,
         "units": [
             {
                 "nodes": list(unit.nodes),
                 "high": unit.nodes in high,
                 "sqnr_db_alone": sqnr_db(1.0, unit.noise),
                 "noise_share": unit.noise / noise if noise else 0.0,
-                "products_share": unit.products / (total or 1),
+                "products_share": unit.products / total,
             }
-            for unit in sorted(units, key=lambda u: (-u.noise / u.cost, u.nodes))
+            for unit in ranked(units)
         ],
     }

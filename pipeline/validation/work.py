@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,9 +77,3 @@ def _products(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
         return math.prod(first) * math.prod(weight[1:])
     transposed = any(a.name == "transA" and a.i for a in node.attribute)
     return made * first[0 if transposed else -1]
-
-
-def share(work: Mapping[str, Work], nodes: Collection[str]) -> float:
-    """Return the share of all multiplications that these nodes do."""
-    total = sum(w.products for w in work.values())
-    return sum(w.products for name, w in work.items() if name in nodes) / total if total else 0.0

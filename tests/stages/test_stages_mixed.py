@@ -13,6 +13,7 @@ from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline.errors import RecipeError
 from pipeline.notices import collecting
 from pipeline.policy.plan import PrecisionPlan
+from pipeline.stages.mixed import OVERFLOW, _Trials
 from pipeline.types import Precision
 from pipeline.validation.metrics import Comparison, sqnr_db
 from tests import zoo
@@ -104,9 +105,60 @@ def test_accuracy_that_is_there_already_keeps_everything_narrow(inputs: Path, tm
 
 
 def test_accuracy_out_of_reach_is_said(inputs: Path, tmp_path: Path) -> None:
+    asked = recipe(inputs, policy={"mixed_precision": {"sqnr_db": 90.0, "low_share": 0.6}}, targets=["cpu", "a100"])
     with collecting() as notices:
-        run(made(inputs, sqnr_db=90.0, low_share=0.9), tmp_path / "b", until="quantize")
-    assert [n.code for n in notices].count("mixed-precision-short") == 1
+        run(asked, tmp_path / "b", until="mixed")
+    said = {n.where: n.message for n in notices if n.code == "mixed-precision-short"}
+    for family in ("cpu", "gpu-int8"):
+        after = read(tmp_path / "b", family)["sqnr_db_after"]
+        message = said.pop(f"variants/{family}/mixed_precision.json")
+        assert message == f"90 dB are not reached with a low_share of 60.0%: {after:.1f} dB is what it leaves room for."
+    assert not said
+
+
+def test_a_share_that_the_plan_does_not_have_is_said(inputs: Path, tmp_path: Path) -> None:
+    with collecting() as notices:
+        run(made(inputs, sqnr_db=90.0, low_share=0.99), tmp_path / "b", until="mixed")
+    assert not any(unit["high"] for unit in read(tmp_path / "b")["units"])
+    codes = [n.code for n in notices]
+    assert codes.count("mixed-precision-share") == 1
+    assert "mixed-precision-short" not in codes
+
+
+def test_a_variant_without_quantized_nodes_has_nothing_to_choose(inputs: Path, tmp_path: Path) -> None:
+    asked = recipe(inputs, policy={"preset": "fp16", "mixed_precision": {"low_share": 0.6}}, targets=["a100"])
+    with collecting() as notices:
+        run(asked, tmp_path / "b", until="mixed")
+    assert [n.code for n in notices].count("mixed-precision-unused") == 1
+    assert not (tmp_path / "b/variants/gpu-fp16/mixed_precision.json").exists()
+
+
+def test_nothing_of_it_stays_when_it_is_no_longer_asked_for(inputs: Path, tmp_path: Path) -> None:
+    run(made(inputs), tmp_path / "plain", until="quantize")
+    run(made(inputs, low_share=0.6), tmp_path / "b", until="quantize")
+    run(made(inputs), tmp_path / "b", dry_run=True)
+    assert read(tmp_path / "b")
+    run(made(inputs), tmp_path / "b", until="quantize")
+    assert not (tmp_path / "b/draft").exists()
+    one, two = ({k: v for k, v in tree(tmp_path / d).items() if k.startswith("variants/")} for d in ("plain", "b"))
+    assert one == two
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_makes_nan_or_infinity_counts_as_more_noise_than_anything(bad: float) -> None:
+    class Live:
+        def infer(self, feeds: Any, on: Any) -> dict[str, Any]:
+            values = np.ones((2, 3), np.float32)
+            if "overflows" in on:
+                values[:] = bad
+            return {"y": values + np.float32(0.1) * ("rounds" in on)}
+
+    feeds = [{"x": np.zeros((2, 1), np.float32)}]
+    trials = _Trials(Live(), feeds, [{"y": np.ones((2, 3), np.float32)}])  # type: ignore[arg-type]
+    assert trials.noise([]) == 0
+    assert trials.noise(["rounds"]) == pytest.approx(0.01, rel=1e-4)
+    assert trials.noise(["overflows"]) == trials.noise(["overflows", "rounds"]) == OVERFLOW
+    assert sqnr_db(1.0, OVERFLOW) == pytest.approx(-300.0)
 
 
 def test_a_second_build_measures_nothing_again(inputs: Path, tmp_path: Path) -> None:
@@ -119,12 +171,13 @@ def test_a_second_build_measures_nothing_again(inputs: Path, tmp_path: Path) -> 
     assert tree(tmp_path / "b") == before
 
 
-def test_it_needs_data(inputs: Path, tmp_path: Path) -> None:
+def test_it_needs_data_and_says_so_before_it_drafts(inputs: Path, tmp_path: Path) -> None:
     asked = recipe(
         inputs, calibration={"data": None}, policy={"activations": "dynamic", "mixed_precision": {"low_share": 0.5}}
     )
     with pytest.raises(RecipeError, match="chosen on calibration data"):
         run(asked, tmp_path / "b")
+    assert not (tmp_path / "b/draft").exists()
 
 
 def test_a_dry_run_says_that_it_chose_nothing(inputs: Path, tmp_path: Path) -> None:

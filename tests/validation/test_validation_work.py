@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.validation.work import Work, count_work, share
+from pipeline.validation.work import Work, count_work
 
 
 @pytest.fixture
@@ -51,9 +51,3 @@ def test_counted_by_hand(model: Path) -> None:
         "relu": Work(products=0, elements=3 * 3 * 4 * 4),
         "gemm": Work(products=9 * 5 * 7, elements=9 * 7),
     }
-
-
-def test_share() -> None:
-    work = {"a": Work(products=30, elements=1), "b": Work(products=70, elements=1), "add": Work(products=0, elements=9)}
-    assert share(work, ["a", "add"]) == 0.3
-    assert share({}, []) == 0.0
