@@ -63,9 +63,12 @@ def publish_builds(
         MissingError: ``tritonclient`` is not installed.
     """
     found = gather(directories)
-    forbidden = [e for e in found.engines if e.verdict == "failed" or (require_verdict and e.verdict != "passed")]
+    judged = {engine.target.name: engine.verdict for engine in found.engines}
+    if found.recipe.triton.build_at_load:
+        judged |= {name: verdict for verdicts in found.unbuilt.values() for name, verdict in verdicts.items()}
+    forbidden = {n: v for n, v in judged.items() if v == "failed" or (require_verdict and v != "passed")}
     if forbidden:
-        why = ", ".join(f"{e.target.name} {e.verdict}" for e in forbidden)
+        why = ", ".join(f"{name} {verdict}" for name, verdict in forbidden.items())
         return Published(repository=None, exit_code=3, summary=f"nothing was published: the verdict on {why}")
     lines = []
     asked = found.recipe.triton.ensemble != "none"

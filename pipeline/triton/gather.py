@@ -23,6 +23,9 @@ from pipeline.triton.version_manifest import profiles_of
 
 _SAME = "Build every target with the same model and recipe, and with one version of this package."
 
+_DECISIVE = ("failed", "passed", "not_measured")
+"""Verdicts of several builds on one target: the first of these that one of them gave counts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
@@ -55,8 +58,8 @@ class Gathered:
     recipe: Recipe
     engines: tuple[BuiltEngine, ...]
     folders: tuple[Path, ...]
-    unbuilt: Mapping[str, tuple[str, ...]]
-    """Variant to TensorRT's targets of it that no build has an engine for."""
+    unbuilt: Mapping[str, Mapping[str, str]]
+    """Variant to TensorRT's targets of it that no build has an engine for, each with the verdict on its simulation."""
 
 
 def is_build(folder: Path) -> bool:
@@ -94,16 +97,18 @@ def gather(directories: Sequence[Path]) -> Gathered:
                 )
             engines.setdefault(name, engine)
             places.setdefault(name, build.folder)
-    unbuilt: dict[str, list[str]] = defaultdict(list)
-    for name in dict.fromkeys(name for build in builds for name in build.report["targets"]):
-        device = find_target(name)
-        if name not in engines and device.runtime == "tensorrt":
-            unbuilt[family(device, policy_on(device, first.recipe.policy))].append(name)
+    unbuilt: dict[str, dict[str, str]] = defaultdict(dict)
+    for build in builds:
+        for name in build.report["targets"]:
+            device = find_target(name)
+            if name not in engines and device.runtime == "tensorrt":
+                verdicts = unbuilt[family(device, policy_on(device, first.recipe.policy))]
+                verdicts[name] = min(verdicts.get(name, "not_measured"), build.verdict(name), key=_DECISIVE.index)
     return Gathered(
         recipe=first.recipe,
         engines=tuple(engines.values()),
         folders=tuple(directories),
-        unbuilt={variant: tuple(names) for variant, names in unbuilt.items()},
+        unbuilt=unbuilt,
     )
 
 
@@ -197,11 +202,15 @@ class _Build:
                 continue
             yield self._engine(device)
 
+    def verdict(self, target: str) -> str:
+        """Return ``passed``, ``failed`` or ``not_measured``."""
+        facts = (self.report.get("validation") or {}).get(target) or {}
+        return str(facts.get("verdict") or "not_measured")
+
     def _engine(self, device: Target) -> BuiltEngine:
         folder = self.folder / "engines" / device.name
         onnx = self.folder / "variants" / family(device, policy_on(device, self.recipe.policy)) / "model.onnx"
-        verdict = (self.report.get("validation") or {}).get(device.name) or {}
-        status = str(verdict.get("verdict") or "not_measured")
+        status = self.verdict(device.name)
         if device.runtime == "onnxruntime":
             file = folder / "model.onnx"
             return BuiltEngine(target=device, file=file, onnx=file, manifest={}, verdict=status)

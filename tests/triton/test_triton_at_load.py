@@ -160,3 +160,33 @@ def test_a_build_that_published_no_graph_is_named(built: Path, tmp_path: Path) -
         publish_builds([folder], tmp_path / "repository")
     (said,) = [n for n in notices if n.code == "no-build-at-load"]
     assert "gpu-int8 for a10, a100" in said.message
+
+
+def judged(build_: Path, folder: Path, **verdicts: str) -> Path:
+    """A copy of a build whose report has these verdicts."""
+    if folder != build_:
+        shutil.copytree(build_, folder)
+    report = json.loads((folder / "report.json").read_text())
+    report["validation"] |= {name: report["validation"][name] | {"verdict": v} for name, v in verdicts.items()}
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+@pytest.mark.parametrize(("verdict", "required"), [("failed", False), ("failed", True), ("not_measured", True)])
+def test_a_verdict_on_what_the_server_would_build_forbids_publishing_too(
+    built: Path, tmp_path: Path, verdict: str, required: bool
+) -> None:
+    passed = judged(built, tmp_path / "passed", cpu="passed", a100="passed", a10="passed")
+    bad = judged(passed, tmp_path / "bad", a10=verdict)
+    out = tmp_path / "repository"
+    refused = publish_builds([bad], out, require_verdict=required)
+    assert (refused.exit_code, refused.repository) == (3, None)
+    assert refused.summary == f"nothing was published: the verdict on a10 {verdict}"
+    assert not out.exists()
+    # One failure is enough, and one measurement.
+    code = 3 if verdict == "failed" else 0
+    for order in ([bad, passed], [passed, bad]):
+        assert publish_builds(order, tmp_path / "both", require_verdict=required).exit_code == code
+    # An engine that another machine built is judged by its own verdict.
+    on_a10 = judged(on_gpu(passed, tmp_path / "a10", "a10", "8.6"), tmp_path / "a10", a10="passed")
+    assert publish_builds([bad, on_a10], out, require_verdict=required).exit_code == 0
