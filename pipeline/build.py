@@ -28,7 +28,7 @@ from pipeline.stages.quantization import plan, quantize
 from pipeline.stages.reporting import Outcome, write_reports
 from pipeline.stages.rounding import rounding
 from pipeline.stages.run import OVERRIDES, RECIPE, BuildOptions, Run, stored_recipe
-from pipeline.stages.simulation import Simulated, calibrated, simulate_schemes, simulated_recipe
+from pipeline.stages.simulation import Simulated, calibrated, check_ranges, simulate_schemes, simulated_recipe
 from pipeline.stages.smoothing import smooth
 from pipeline.stages.source import export, prepare
 from pipeline.stages.validation import judge, validate
@@ -160,12 +160,14 @@ def simulate(
             where=str(directory),
             fix="Give simulate a folder of its own (-o).",
         )
+    check_ranges(recipe, wanted)
     run = Run(simulated_recipe(recipe), directory, options or BuildOptions(), progress)
     with run.running(record=False):
         exported = export(run)
         canonical = prepare(run, exported)
         needed = any(map(calibrated, wanted)) or recipe.policy.outlier_threshold is not None
-        statistics = calibrate(run, exported, canonical) if needed else None
+        given = recipe.calibration.data is not None
+        statistics = calibrate(run, exported, canonical) if needed and given else None
         return simulate_schemes(run, exported, canonical, statistics, wanted)
 
 

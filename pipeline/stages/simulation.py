@@ -22,7 +22,7 @@ from pipeline.policy.planning import plan as make_plan
 from pipeline.policy.remarks import remark
 from pipeline.policy.rules import candidates
 from pipeline.policy.skip import outlier_ratios
-from pipeline.quantize.schemes import Scales, Scheme
+from pipeline.quantize.schemes import SCHEMES, Scales, Scheme
 from pipeline.quantize.simulate import products
 from pipeline.quantize.simulate import simulate as write_simulation
 from pipeline.recipe import Preset, Recipe
@@ -76,6 +76,22 @@ def simulated_recipe(recipe: Recipe) -> Recipe:
     preset = policy.preset if policy.preset is Preset.INT8_ALL else Preset.INT8
     update = {"preset": preset, "rules": rules, "activations": "static", "llm_int8_threshold": None}
     return recipe.model_copy(update={"policy": policy.model_copy(update=update), "targets": ("cpu",)})
+
+
+def check_ranges(recipe: Recipe, schemes: Sequence[Scheme]) -> None:
+    """Refuse schemes whose ranges nothing would tell.
+
+    Raises:
+        RecipeError: A scheme has static scales, and there is no calibration data.
+    """
+    static = [scheme.name for scheme in schemes if calibrated(scheme)]
+    if static and recipe.calibration.data is None:
+        others = " ".join(f"--scheme {scheme.name}" for scheme in SCHEMES.values() if not calibrated(scheme))
+        raise RecipeError(
+            f"Schemes with static scales need calibration data, and the recipe names none: {', '.join(static)}.",
+            where="calibration.data",
+            fix=f"Give --calibration DATA, or compare those that need none: {others}.",
+        )
 
 
 def simulate_schemes(
@@ -150,7 +166,10 @@ def _planned(run: Run, canonical: Prepared, statistics: Statistics | None) -> Pr
     (family,) = run.families
     model, policy = models.load(canonical.path), run.policies[family]
     roles = find_roles(model)
-    spread = outlier_ratios(statistics) if policy.outlier_threshold is not None and statistics is not None else {}
+    judged = policy.outlier_threshold is not None
+    if judged and statistics is None:
+        notice("outliers-unchecked", "Without calibration statistics nothing says which tensors have outliers.")
+    spread = outlier_ratios(statistics) if judged and statistics is not None else {}
     plan = make_plan(model, roles, policy, family, Evidence(outliers=spread, smoothable=False))
     remark(plan, candidates(model, roles), policy)
     if not products(model, plan):

@@ -88,8 +88,15 @@ def test_dynamic_schemes_need_no_calibration_data_and_static_ones_do(inputs: Pat
     made = recipe(inputs, calibration={"data": None})
     (found,) = simulate(made, tmp_path / "s", schemes=["int8-block-32"])
     assert found.measurements.samples == 16
-    with pytest.raises(RecipeError, match="needs calibration data"):
-        simulate(made, tmp_path / "s", schemes=["fp8-e5m2"])
+    with pytest.raises(RecipeError, match=r"need calibration data.*: int8, fp8-e5m2\.") as refused:
+        simulate(made, tmp_path / "t", schemes=["fp8-e5m2", "int8", "int8-dynamic"])
+    assert not (tmp_path / "t").exists()
+    proposed = refused.value.fix.rstrip(".").split("--scheme ")[1:]
+    assert len(simulate(made, tmp_path / "s", schemes=[name.strip() for name in proposed])) == 8
+    judged = recipe(inputs, calibration={"data": None}, policy={"outlier_threshold": 20})
+    with collecting() as notices:
+        simulate(judged, tmp_path / "s", schemes=["int8-block-32"])
+    assert [n.code for n in notices].count("outliers-unchecked") == 1
     with pytest.raises(RecipeError, match="no data to measure schemes on"):
         simulate(
             recipe(inputs, calibration={"data": None}, validate={"data": None}),
