@@ -64,15 +64,20 @@ def worst(outputs: Mapping[str, OutputMetrics] | None) -> tuple[str, OutputMetri
 
 
 def worst_figure(validation: Validation) -> str:
-    """Return the worst output's SQNR (or share of equal values) alone; empty if it has neither."""
-    worst = worst_output(validation)
-    if worst is None:
-        return ""
-    if worst[1].exact:
+    """Return the worst output's figure alone; empty without outputs."""
+    found = worst_output(validation)
+    return "" if found is None else figure(found[1])
+
+
+def figure(output: OutputMetrics) -> str:
+    """Return an output's SQNR, or the share of its values that are equal; empty if it has neither."""
+    if output.nonfinite:
+        return "NaN or infinite"
+    if output.exact:
         return "equal"
-    if worst[1].sqnr_db is not None:
-        return decibels(worst[1].sqnr_db)
-    return "" if worst[1].exact_match is None else percent(worst[1].exact_match)
+    if output.sqnr_db is not None:
+        return decibels(output.sqnr_db)
+    return "" if output.exact_match is None else f"{percent(output.exact_match)} equal"
 
 
 def batches(validation: Validation) -> list[BatchLatency]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.report.figures import NOT_MEASURED, decibels, number
-from pipeline.report.headline import worst
+from pipeline.report.figures import NOT_MEASURED, number
+from pipeline.report.headline import figure, worst
 from pipeline.report.measured import OutputMetrics
 from pipeline.table import Table
 from pipeline.validation.measurement import QDQ_PLAIN
@@ -35,13 +35,18 @@ def scheme_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _figures(measurements: Mapping[str, Any] | None, metrics: Sequence[str]) -> list[str]:
-    """Return SQNR and cosine of the worst output, and the task's metrics; not measured where nothing was quantized."""
+    """Return SQNR and cosine of the worst output, and the task's metrics; not measured where nothing was quantized.
+
+    Outputs of integers have no SQNR: where there are no others, the share of values that are equal stands there.
+    """
     if measurements is None:
         return [NOT_MEASURED] * (2 + len(metrics))
-    outputs = measurements["stages"][QDQ_PLAIN]
-    found = worst({name: OutputMetrics.model_validate(facts) for name, facts in outputs.items()})
+    stored = measurements["stages"][QDQ_PLAIN]
+    outputs = {name: OutputMetrics.model_validate(facts) for name, facts in stored.items()}
+    floats = {name: o for name, o in outputs.items() if o.sqnr_db is not None or o.nonfinite}
+    found = worst(floats or outputs)
     figures = [NOT_MEASURED, NOT_MEASURED]
     if found is not None:
-        sqnr = "equal" if found[1].exact else decibels(found[1].sqnr_db)
+        sqnr = figure(found[1]) or NOT_MEASURED
         figures = [sqnr, NOT_MEASURED if found[1].cosine is None else f"{found[1].cosine:.4f}"]
     return figures + [number(measurements["task"]["engine"][name]) for name in metrics]

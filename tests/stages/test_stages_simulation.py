@@ -140,3 +140,23 @@ def test_a_task_is_a_column_and_a_scheme_that_quantizes_nothing_has_no_figures(t
     column = next(i for i, name in enumerate(table.columns) if name.startswith("accuracy (FP32"))
     assert [row[column] for row in table.rows] == ["not measured", number(scores["engine"]["accuracy"])]
     assert table.rows[0][4:6] == ("not measured", "not measured")
+
+
+def test_the_worst_output_is_one_with_an_sqnr_where_there_is_one() -> None:
+    def row(**outputs: dict[str, Any]) -> dict[str, Any]:
+        empty = dict.fromkeys(("sqnr_db", "cosine", "cosine_min", "max_abs", "mean_abs", "relative_l2", "exact_match"))
+        full = {
+            n: {"count": 9, "nonfinite": 0, "exact": False, "top1_agreement": None} | empty | o
+            for n, o in outputs.items()
+        }
+        facts = dict.fromkeys(("scheme", "weights", "activations", "quantized", "products", "runs_on"), "")
+        return {**facts, "measurements": {"task": None, "stages": {"qdq_plain": full}}}
+
+    classes, noisy, other = {"exact_match": 0.75}, {"sqnr_db": 12.0, "cosine": 0.9}, {"sqnr_db": 30.0, "cosine": 0.99}
+    rows = [row(a=classes, b=noisy, c=other), row(a=classes), row(a={"exact": True}), row(a=other, b={"nonfinite": 3})]
+    assert [r[4:6] for r in scheme_table(rows).rows] == [
+        ("12.0 dB", "0.9000"),
+        ("75.0 % equal", "not measured"),
+        ("equal", "not measured"),
+        ("NaN or infinite", "not measured"),
+    ]
