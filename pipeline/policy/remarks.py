@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import SHARED
-from pipeline.policy.rules import Candidate, conditions
+from pipeline.policy.rules import LOW, Candidate, conditions
 from pipeline.policy.skip import skips
 from pipeline.recipe import PolicyConfig, RuleConfig
 
@@ -41,6 +42,13 @@ def remark(
             "not-dynamic",
             f"The variant {plan.family} computes no activation ranges at run time: calibration fixes them{smoothed}.",
             where="policy.activations",
+        )
+    if policy.preset in LOW and LOW[policy.preset].quantized and not plan.quantized():
+        why = Counter(entry.rule for entry in plan if not entry.rule.startswith("preset")).most_common(1)
+        notice(
+            "nothing-quantized",
+            f"The variant {plan.family} quantizes no node" + (f", mostly for this: {why[0][0]}." if why else "."),
+            where=f"preset {policy.preset}",
         )
     for entry in plan:
         if entry.rule.startswith(SHARED):

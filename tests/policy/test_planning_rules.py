@@ -298,6 +298,25 @@ def test_dynamic_activations_quantize_matrix_products_with_a_constant_weight_onl
     assert not plan(model, roles, policy, "gpu-int8").dynamic
 
 
+def test_a_quantizing_preset_that_quantizes_nothing_says_why() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="conv"),
+        helper.make_node("Relu", ["a"], ["y"], name="relu"),
+    ]
+    model, roles = graph(nodes, {"x": ["b", 32, 8, 8]}, {"w": weight(32, 32, 3, 3)}), roles_of(conv=Role.CONV)
+    for policy, told in (
+        (PolicyConfig(activations="dynamic-per-token"), "Conv has no form with dynamic activations"),
+        (PolicyConfig(rules=(RuleConfig(name="conv", precision=FP32),)), "recipe {name: conv, precision: fp32}"),
+        (PolicyConfig(), None),
+        (PolicyConfig(preset=Preset.FP32), None),
+    ):
+        with collecting() as notices:
+            remark(plan(model, roles, policy, "cpu"), candidates(model, roles), policy)
+        found = [n.message for n in notices if n.code == "nothing-quantized"]
+        assert len(found) == (told is not None)
+        assert all(told in message for message in found if told)
+
+
 def test_angles_from_integers_stay_fp32_and_sines_of_activations_do_not() -> None:
     nodes = [
         helper.make_node("Cast", ["ids"], ["p"], to=TensorProto.FLOAT, name="cast"),
