@@ -207,11 +207,19 @@ def quantized_nodes(model: ir.Model) -> tuple[str, ...]:
     for node in model.graph:
         if node.op_type in _NOT_COMPUTING or not node.name:
             continue
-        producers = [value.producer() for value in node.inputs if value is not None]
-        dequantized = any(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
+        makers = [_maker(value) for value in node.inputs if value is not None]
+        dequantized = any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
         if dequantized or node.op_type in BLOCK_PRODUCTS:
             names.append(node.name)
     return tuple(names)
+
+
+def _maker(value: ir.Value) -> ir.Node | None:
+    """Return the node that makes a tensor, behind the casts that round it in a copy that emulates BF16."""
+    node = value.producer()
+    while node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
 
 
 def read_for(reference: ir.Model, model: ir.Model, names: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -144,6 +144,31 @@ def test_nothing_of_it_stays_when_it_is_no_longer_asked_for(inputs: Path, tmp_pa
     assert one == two
 
 
+def test_padding_is_no_noise() -> None:
+    class Live:
+        def infer(self, feeds: Any, on: Any) -> dict[str, Any]:
+            values = np.ones((1, 2, 3), np.float32)
+            for node in on:
+                values[:, int(node)] += np.float32(0.1)
+            return {"y": values}
+
+    feeds = [{"attention_mask": np.array([[1, 0]])}]
+    trials = _Trials(Live(), feeds, [{"y": np.ones((1, 2, 3), np.float32)}])  # type: ignore[arg-type]
+    assert trials.noise(["0"]) == trials.noise(["0", "1"]) == pytest.approx(0.01, rel=1e-4)
+    assert trials.noise(["1"]) == 0
+
+
+def test_a_variant_with_bf16_is_measured_in_emulation_as_one_with_fp16_is(inputs: Path, tmp_path: Path) -> None:
+    """Residual adds among it, whose pair the emulation's casts follow."""
+    found = {}
+    for half in ("fp16", "bf16"):
+        asked = recipe(inputs, policy={"half": half, "mixed_precision": {"low_share": 0.6}}, targets=["a100"])
+        run(asked, tmp_path / half, until="mixed")
+        found[half] = {"all": read(tmp_path / half, "gpu-int8")["sqnr_db_before"]}
+        found[half] |= {u["nodes"][0]: u["sqnr_db_alone"] for u in read(tmp_path / half, "gpu-int8")["units"]}
+    assert found["bf16"] == pytest.approx(found["fp16"], abs=1.5)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_makes_nan_or_infinity_counts_as_more_noise_than_anything(bad: float) -> None:
     class Live:
