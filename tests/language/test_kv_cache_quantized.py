@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -13,13 +15,15 @@ from onnx import TensorProto, helper
 from engines.compile_check import available, compile_check
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
+from pipeline.build import BuildOptions, BuildResult, build
 from pipeline.errors import DataError
 from pipeline.graph.roles import find_roles
 from pipeline.policy.plan import PrecisionPlan
 from pipeline.policy.planning import plan
-from pipeline.recipe import PolicyConfig, Preset, RuleConfig
+from pipeline.recipe import PolicyConfig, Preset, RuleConfig, parse
 from pipeline.types import Precision, Role
 from pipeline.validation.feeds import fit
+from tests.language.conftest import recipe
 from tests.quantize.graphs import save
 from tests.quantize.planning import run, write
 
@@ -174,3 +178,23 @@ def test_only_an_empty_cache_fits_a_variant_of_another_type(attention: Path, tmp
         assert fitted["past_key_values.0.key"].dtype == np.int8
         with pytest.raises(DataError, match="stores its cache in int8"):
             fit(runner, {"x": x, "q": x, "past_key_values.0.key": x})
+
+
+def test_mixed_precision_leaves_a_quantized_cache_as_it_is(
+    llama: Path, built: tuple[Path, BuildResult], tmp_path: Path
+) -> None:
+    """A cache's type is that of the graph's inputs and outputs; no switch changes it."""
+    out = Path(shutil.copytree(built[0], tmp_path / "b"))
+    rules = [{"role": "kv_cache", "precision": "int8"}]
+    wanted = recipe(llama, targets=["cpu", "a100"], policy={"rules": rules, "mixed_precision": {"low_share": 0.6}})
+    build(parse(wanted), out, options=BuildOptions(until="plan"))
+    for family in ("cpu", "gpu-int8"):
+        folder = out / "variants" / family
+        made = PrecisionPlan.from_json((folder / "precision_plan.json").read_text())
+        cache = {n.node for n in made if n.role is Role.KV_CACHE}
+        units = json.loads((folder / "mixed_precision.json").read_text())["units"]
+        measured = {node for unit in units for node in unit["nodes"]}
+        assert cache
+        assert not cache & measured
+        assert all(made.precisions()[node] is Precision.INT8 for node in cache)
+        assert any(unit["high"] for unit in units)

@@ -166,3 +166,13 @@ def test_a_gpu_keeps_static_ranges_and_says_so() -> None:
 def test_a_threshold_without_dynamic_activations_is_refused() -> None:
     with pytest.raises(RecipeError, match="set activations to dynamic"):
         parse({"source": {"onnx": "m.onnx"}, "policy": {"llm_int8_threshold": 6.0}})
+
+
+@pytest.mark.exact_products
+def test_a_column_that_just_reaches_the_threshold_is_no_outlier(tmp_path: Path) -> None:
+    path, weight = quantized(tmp_path)
+    x = activations((2, 5), [])
+    x[1, 3, 8] = 6.0
+    want = decomposed(x, weight, None, per_token=True)
+    assert np.abs(want - decomposed(x, weight, 5.9, per_token=True)).max() > 1e-3 * np.abs(want).max()
+    np.testing.assert_allclose(run(path, {"x": x}, optimize=True)["y"], want, atol=1e-5 * np.abs(want).max())

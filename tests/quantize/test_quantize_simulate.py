@@ -207,3 +207,19 @@ def test_schemes_are_chosen_by_name_in_the_order_of_the_table() -> None:
     assert [s.name for s in schemes_named(())] == list(SCHEMES)
     with pytest.raises(RecipeError, match="no scheme 'int7'"):
         schemes_named(("int7",))
+
+
+def test_a_weight_that_is_read_both_ways_round_has_scales_for_each(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    weight *= np.geomspace(0.1, 10, 32, dtype=np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="columns"),
+        helper.make_node("Gemm", ["x", "w"], ["z"], name="rows", transB=1),
+    ]
+    path = save(tmp_path / "g.onnx", nodes, [("x", ["b", 32])], [("y", ["b", 32]), ("z", ["b", 32])], {"w": weight})
+    out = tmp_path / "s.onnx"
+    assert simulate(path, plan_for(path, "cpu", {"columns", "rows"}), SCHEMES["int8-per-token"], {}, out) == (2, 2)
+    x = np.random.default_rng(1).normal(size=(4, 32)).astype(np.float32)
+    got = run(out, {"x": x})
+    close(got["y"], in_blocks(x, 32) @ int8_weight(weight))
+    close(got["z"], in_blocks(x, 32) @ int8_weight(weight.T))

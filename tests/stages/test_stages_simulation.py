@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline.build import BuildOptions, simulate
 from pipeline.cli import app
-from pipeline.errors import PolicyError, RecipeError
+from pipeline.errors import PolicyError, QuantizeError, RecipeError
 from pipeline.notices import collecting
 from pipeline.quantize.schemes import SCHEMES, SIMULATION_ONLY
+from pipeline.recipe import parse
 from pipeline.report.figures import number
 from pipeline.report.schemes import scheme_table
 from tests.quantize.graphs import save
@@ -160,3 +161,37 @@ def test_the_worst_output_is_one_with_an_sqnr_where_there_is_one() -> None:
         ("equal", "not measured"),
         ("NaN or infinite", "not measured"),
     ]
+
+
+def test_other_calibration_data_is_measured_again_by_schemes_with_static_scales_alone(
+    inputs: Path, tmp_path: Path
+) -> None:
+    with np.load(inputs / "calibration.npz") as arrays:
+        np.savez(tmp_path / "few.npz", **{name: arrays[name][:1] for name in arrays.files})
+    first = simulate(recipe(inputs), tmp_path / "s", schemes=["int8", "int8-per-token"])
+    few = recipe(inputs, calibration={"data": str(tmp_path / "few.npz")})
+    second = simulate(few, tmp_path / "s", schemes=["int8", "int8-per-token"])
+    assert [a == b for a, b in zip(first, second, strict=True)] == [False, True]
+
+
+def test_rules_in_other_precisions_say_which_products_and_not_how(inputs: Path, tmp_path: Path) -> None:
+    rules = [{"role": "*", "precision": "fp32"}, {"role": "ffn", "precision": "fp8"}]
+    made = recipe(inputs, policy={"preset": "fp8", "rules": rules}, targets=["h100"])
+    (found,) = simulate(made, tmp_path / "s", schemes=["int8-per-token"])
+    assert (found.quantized, found.products) == (4, 4)
+
+
+def test_a_tensor_with_nan_has_no_range(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Log", ["x"], ["l"], name="log"),
+        helper.make_node("MatMul", ["l", "w"], ["y"], name="product"),
+    ]
+    weight = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    path = save(tmp_path / "m.onnx", nodes, [("x", ["b", 32])], [("y", ["b", 32])], {"w": weight})
+    x = np.random.default_rng(1).uniform(1, 2, (16, 32)).astype(np.float32)
+    x[3, 4] = -1.0
+    np.savez(tmp_path / "x.npz", x=x)
+    made = parse({"name": "m", "source": {"onnx": str(path)}, "calibration": {"data": str(tmp_path / "x.npz")}})
+    with pytest.raises(QuantizeError, match="NaN or infinite") as refused:
+        simulate(made, tmp_path / "s", schemes=["int8"])
+    assert refused.value.where == "tensor l"

@@ -190,3 +190,11 @@ def test_a_verdict_on_what_the_server_would_build_forbids_publishing_too(
     # An engine that another machine built is judged by its own verdict.
     on_a10 = judged(on_gpu(passed, tmp_path / "a10", "a10", "8.6"), tmp_path / "a10", a10="passed")
     assert publish_builds([bad, on_a10], out, require_verdict=required).exit_code == 0
+
+
+def test_a_gpu_whose_engines_triton_does_not_load_is_not_said_to_be_served(built: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "build"))
+    report = json.loads((folder / "report.json").read_text())
+    report["targets"]["rtx4090"] = {"status": "compile_checked"}
+    (folder / "report.json").write_text(json.dumps(report))
+    assert "rtx4090" not in publish_builds([folder], tmp_path / "repository").summary

@@ -17,7 +17,7 @@ from pipeline.errors import MissingError, PublishError, StoreError
 from pipeline.recipe import DynamicBatching, TritonConfig
 from pipeline.triton.checker import check_repository
 from pipeline.triton.config import configured
-from pipeline.triton.repository import write_repository
+from pipeline.triton.repository import republish, write_repository
 from pipeline.triton.rollback import rollback
 from pipeline.triton.served import ServedModel, onnx_model
 from pipeline.types import TensorInfo
@@ -254,3 +254,20 @@ def test_without_tritonclient_the_error_names_the_extra(tmp_path: Path, monkeypa
         write_repository(tmp_path / "repo", model=model, config=TritonConfig())
     assert "'.[triton]'" in caught.value.fix
     assert not (tmp_path / "repo").exists()
+
+
+def test_republishing_takes_the_newest_version_and_what_it_names_and_no_older_one(tmp_path: Path) -> None:
+    model = tmp_path / "from" / "m"
+    for name in ("1/model.onnx", "2/model.onnx", "2/a/b", ".configs/2.pbtxt", ".rolled_back/3/model.onnx", "warmup/x"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text(name)
+    (model / "config.pbtxt").write_text("name: 'm'")
+    for _ in range(2):  # the same again is no new version
+        out = republish(model, tmp_path / "to")
+        assert {p.relative_to(out).as_posix(): p.read_text() for p in out.rglob("*") if p.is_file()} == {
+            "config.pbtxt": "name: 'm'",
+            ".configs/1.pbtxt": "name: 'm'",
+            "1/model.onnx": "2/model.onnx",
+            "1/a/b": "2/a/b",
+            "warmup/x": "warmup/x",
+        }
