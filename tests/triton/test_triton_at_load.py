@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,10 +14,14 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from engines.target import target
 from pipeline.build import build
 from pipeline.notices import collecting
 from pipeline.publishing import publish_builds
 from pipeline.recipe import parse
+from pipeline.recipe_triton import TritonConfig
+from pipeline.stages.engine import Engine
+from pipeline.stages.publishing import _at_load
 from pipeline.triton.checker import check_repository
 from tests.quantize.graphs import mlp
 from tests.quantize.test_quantize_gptq import correlated
@@ -198,3 +203,27 @@ def test_a_gpu_whose_engines_triton_does_not_load_is_not_said_to_be_served(built
     report["targets"]["rtx4090"] = {"status": "compile_checked"}
     (folder / "report.json").write_text(json.dumps(report))
     assert "rtx4090" not in publish_builds([folder], tmp_path / "repository").summary
+
+
+def test_the_server_builds_what_no_machine_built_and_onnx_runtime_can_check() -> None:
+    def engine(name: str, family: str, file: Path | None = None) -> Engine:
+        status = "skipped" if file is None else "built"
+        return Engine(
+            target=target(name), family=family, status=status, reason=None, path=Path("model.onnx"), file=file
+        )
+
+    engines = (
+        engine("a100", "gpu-int8", Path("model.plan")),
+        engine("a10", "gpu-int8", Path("model.plan")),
+        engine("l40s", "gpu-fp8"),
+        engine("h100", "gpu-fp8"),
+        engine("b200", "gpu-fp4"),
+        engine("rtx4090", "gpu-int4"),
+    )
+    families = ("gpu-int8", "gpu-fp8", "gpu-fp4", "gpu-int4")
+    made = SimpleNamespace(plans={name: SimpleNamespace(emulated=name == "gpu-fp4") for name in families})
+    for asked, expected in ((True, ["gpu-fp8"]), (False, [])):
+        run = SimpleNamespace(recipe=SimpleNamespace(triton=TritonConfig(build_at_load=asked)))
+        with collecting() as notices:
+            assert _at_load(run, made, engines) == expected  # type: ignore[arg-type]
+        assert [n.message.split()[0] for n in notices if n.code == "not-built-at-load"] == ["gpu-fp4"] * asked
