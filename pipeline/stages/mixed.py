@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -137,7 +138,7 @@ def _why(unit: Mapping[str, Any]) -> str:
 def _db(value: float | None) -> str:
     if value is None:
         return "no noise"
-    return "overflow" if value <= sqnr_db(1.0, OVERFLOW) else f"{value:.1f} dB"
+    return "overflow" if value <= -10 * math.log10(OVERFLOW) else f"{value:.1f} dB"
 
 
 @dataclass(frozen=True, slots=True)
