@@ -18,8 +18,7 @@ from engines.target import target
 from pipeline.build import build
 from pipeline.notices import collecting
 from pipeline.publishing import publish_builds
-from pipeline.recipe import parse
-from pipeline.recipe_triton import TritonConfig
+from pipeline.recipe import TritonConfig, parse
 from pipeline.stages.engine import Engine
 from pipeline.stages.publishing import _at_load
 from pipeline.triton.checker import check_repository
