@@ -196,6 +196,17 @@ def test_a_second_build_measures_nothing_again(inputs: Path, tmp_path: Path) -> 
     assert tree(tmp_path / "b") == before
 
 
+def test_another_bound_in_the_same_directory_is_chosen_for_anew_from_the_same_draft(
+    inputs: Path, tmp_path: Path
+) -> None:
+    run(made(inputs, low_share=0.6), tmp_path / "b", until="mixed")
+    drafted = tree(tmp_path / "b/draft")
+    first = read(tmp_path / "b")["low_share_after"]
+    run(made(inputs, low_share=0.8), tmp_path / "b", until="mixed")
+    assert 0.6 <= first < 0.8 <= read(tmp_path / "b")["low_share_after"]
+    assert tree(tmp_path / "b/draft") == drafted
+
+
 def test_it_needs_data_and_says_so_before_it_drafts(inputs: Path, tmp_path: Path) -> None:
     asked = recipe(
         inputs, calibration={"data": None}, policy={"activations": "dynamic", "mixed_precision": {"low_share": 0.5}}
