@@ -13,14 +13,14 @@ from pipeline.types import Precision
 
 
 def override_rules(overrides: Mapping[str, str], elsewhere: Precision) -> list[Rule]:
-    """Return the rules that give refused nodes the precision of the rest, whatever the recipe says.
+    """Return the rules that give some nodes the precision of the rest, whatever the recipe says.
 
     Args:
-        overrides: Node name to who refused it, and for what.
+        overrides: Node name to why: a builder refused it, or it was measured to cost too much.
         elsewhere: What the rest of the graph computes in.
     """
     return [
-        Rule(text=f"override: {why}", precision=elsewhere, matches=lambda c, node=node: c.name == node)  # type: ignore[misc]
+        Rule(text=why, precision=elsewhere, matches=lambda c, node=node: c.name == node)  # type: ignore[misc]
         for node, why in overrides.items()
     ]
 

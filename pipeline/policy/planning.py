@@ -59,7 +59,7 @@ class Evidence:
             slower stays high.
         extents: Tensor name to the largest finite |x| seen; nodes beyond the FP16 range compute in FP32.
         outliers: Tensor name to how far its outliers stand out, for ``policy.outlier_threshold``.
-        overrides: Node name to why a builder refused it; it computes in what the rest does.
+        overrides: Node name to why it computes in what the rest does, whatever the rules say.
         smoothable: Activations may be smoothed before they are quantized.
     """
 

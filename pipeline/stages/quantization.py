@@ -46,7 +46,7 @@ def plan(
     dry = run.options.dry_run
     for name in run.families:
         out = f"{DRY_RUN}/{name}/precision_plan.json" if dry else f"{run.folder(name)}/precision_plan.json"
-        overrides = {**high.get(name, {}), **refused.get(name, {})}
+        overrides = {**high.get(name, {}), **{n: f"override: {why}" for n, why in refused.get(name, {}).items()}}
         half = name.startswith("gpu")
         costs_file = run.recipe.costs if name == "cpu" else None
         if half and statistics is None and not dry:

@@ -79,7 +79,7 @@ def test_an_override_wins_over_every_rule() -> None:
     refused = plan(model, roles, policy, "gpu-int8", Evidence(overrides={"/layer.0/up": "too odd"}))
     assert entry(plain, "/layer.0/up").precision is Precision.INT8
     assert entry(refused, "/layer.0/up").precision is Precision.FP16
-    assert entry(refused, "/layer.0/up").rule == "override: too odd"
+    assert entry(refused, "/layer.0/up").rule == "too odd"
     assert entry(refused, "/layer.1/down").precision is Precision.INT8
 
 
