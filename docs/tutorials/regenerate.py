@@ -28,6 +28,7 @@ _VARIES = (
     (re.compile(r"\S*/site-packages/"), "…/site-packages/"),
     (re.compile(r"\b(?:\d+ min )?\d+(?:\.\d+)?(?= (?:ms|s)\b)"), "…"),
     (re.compile(r"\b\d+(?:\.\d+)?(?=x\b)"), "…"),
+    (re.compile(r"(…(?: ms|x)) {2,}"), r"\1  "),  # a table's padding goes by the figure's length
     (re.compile(r" \(\d+ stages? kept from before\)"), ""),
     (re.compile(r"^The engine is SLOWER than .*\n", re.MULTILINE), ""),
     (re.compile(r"\d+(?= warnings? in the report)"), "…"),  # one of them may be about speed

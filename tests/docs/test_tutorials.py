@@ -94,6 +94,7 @@ def test_what_varies_is_left_out() -> None:
     )
     assert settled(said) == "time … s\n1: … ms, FP32 … ms (…x)\na …/site-packages/m\n"
     assert settled("The engine is SLOWER than FP32. cpu: …\ntarget    cpu\n\n") == "target    cpu\n"
+    assert settled("p50   9.1 ms    36.1 ms\np50  36.1 ms  101.2 ms\n") == "p50   … ms  … ms\np50  … ms  … ms\n"
     kept = "SQNR 26.2 dB, 23.0 MB (25 % of FP32's 90.3 MB), 779 texts\n"
     assert settled(kept) == kept
 
