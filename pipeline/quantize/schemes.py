@@ -45,6 +45,7 @@ class Scheme:
         weights: The weights' format, per output channel or in blocks.
         activations: The activations' format; its ``block`` is the elements that share a scale. ``None`` leaves them in float.
         scales: What has one scale.
+        mx: Scales of blocks are powers of two (OCP MX).
         threshold: Columns of an activation with a larger magnitude stay in float; ``None`` keeps none.
         precision: What a target must have to execute it; ``None`` where no target does.
         cpu: Whether ONNX Runtime on a CPU executes it.
@@ -55,6 +56,7 @@ class Scheme:
     weights: QuantSpec
     activations: QuantSpec | None = None
     scales: Scales = Scales.STATIC
+    mx: bool = False
     threshold: float | None = None
     precision: Precision | None = None
     cpu: bool = False
@@ -80,7 +82,7 @@ class Scheme:
 
     def in_words(self) -> tuple[str, str]:
         """Return the formats of weights and activations for people."""
-        weights = _words(self.weights, "per output channel")
+        weights = _words(self.weights, "per output channel") + (", scales powers of two" if self.mx else "")
         if self.activations is None:
             return weights, "float"
         apart = "" if self.threshold is None else f", columns beyond {self.threshold:g} in float"
@@ -95,6 +97,9 @@ def _words(spec: QuantSpec, otherwise: str) -> str:
 _INT8 = QuantSpec(dtype=QuantDType.INT8)
 _UINT8 = QuantSpec(dtype=QuantDType.UINT8, symmetric=False)
 _E4M3, _E5M2 = QuantSpec(dtype=QuantDType.FP8_E4M3), QuantSpec(dtype=QuantDType.FP8_E5M2)
+
+
+_MXFP8, _MXFP4 = (QuantSpec(dtype=d, block=32) for d in (QuantDType.FP8_E4M3, QuantDType.FP4_E2M1))
 
 
 def _blocks(size: int) -> Scheme:
@@ -137,6 +142,15 @@ _TABLE = (
     Scheme(name="fp8-e5m2", weights=_E5M2, activations=_E5M2),
     Scheme(name="fp8-e4m3-e5m2", weights=_E4M3, activations=_E5M2),
     Scheme(name="fp8-e5m2-weights", weights=_E5M2),
+    Scheme(name="mxfp8", weights=_MXFP8, activations=_MXFP8, scales=Scales.BLOCK, mx=True),
+    Scheme(name="mxfp4-mxfp8", weights=_MXFP4, activations=_MXFP8, scales=Scales.BLOCK, mx=True),
+    Scheme(name="mxfp4-weights", weights=_MXFP4, mx=True),
+    Scheme(
+        name="fp4-weights",
+        weights=QuantSpec(dtype=QuantDType.FP4_E2M1, block=16),
+        precision=Precision.FP4,
+        gpu=True,
+    ),
     Scheme(
         name="int4-weights",
         weights=QuantSpec(dtype=QuantDType.INT4, block=128),

@@ -16,10 +16,11 @@ import onnx_ir as ir
 from pipeline import model as models
 from pipeline.graph.operands import Operands, operands
 from pipeline.policy.plan import PrecisionPlan, fitted
-from pipeline.quantize.insertion.chain import Chain, outlier_columns, row_largest
+from pipeline.quantize.insertion.chain import FLOAT, Chain, outlier_columns, row_largest
 from pipeline.quantize.insertion.insert import Inserter
 from pipeline.quantize.schemes import Scales, Scheme
-from pipeline.quantize.weights.weight import IR_DTYPES, QuantizedWeight, round_to_nearest
+from pipeline.quantize.weights import mx
+from pipeline.quantize.weights.weight import IR_DTYPES, QuantizedWeight, not_finite, round_to_nearest
 from pipeline.types import Array, QuantSpec, Range
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -93,6 +94,9 @@ class _Simulation:
         value = node.inputs[what.weight]
         assert value is not None
         key = (value.name or "", what.channel_axis)
+        if key not in self.weights and self.scheme.mx:
+            assert what.channel_axis is not None
+            self.weights[key] = self.names.initializer(f"{value.name}_rounded", _mx(value, spec, 1 - what.channel_axis))
         if key not in self.weights:
             weight = round_to_nearest(value, spec, axis=what.channel_axis, scale_dtype=np.float32)
             self.weights[key] = self.names.initializer(f"{value.name}_rounded", _dequantized(weight))
@@ -116,6 +120,9 @@ class _Simulation:
 
     def _rounded(self, new: Chain, value: ir.Value, spec: QuantSpec, width: int, key: str) -> ir.Value:
         stored = IR_DTYPES[spec.dtype]
+        if self.scheme.mx:
+            zero = self.names.constant(f"{key}_zero_point", np.zeros((), stored.numpy()))
+            return _mx_rows(new, value, spec, key, (new.number(f"{key}_one", 1.0), zero))
         if self.scheme.scales in (Scales.TOKEN, Scales.BLOCK):
             return _rows(new, value, spec, spec.block or width, key)
         if self.scheme.scales is Scales.BATCH:
@@ -142,6 +149,46 @@ def _rows(new: Chain, value: ir.Value, spec: QuantSpec, block: int, key: str) ->
     whole = new.add("Mul", [steps, scale], f"{key}_scaled")
     shape = new.add("Shape", [value], f"{key}_shape", ir.DataType.INT64)
     return new.add("Reshape", [whole, shape], f"{key}_whole")
+
+
+def _mx_rows(new: Chain, value: ir.Value, spec: QuantSpec, key: str, unit: tuple[ir.Value, ir.Value]) -> ir.Value:
+    """Return ``value`` rounded to an MX format along the last axis; ``unit`` are a scale of 1 and a zero point in its type.
+
+    The exponent is found in double, where the logarithm of a float below a power of two differs from that of the power.
+    """
+    rows = new.add("Reshape", [value, new.integers(f"{key}_blocks", -1, mx.BLOCK)], f"{key}_in_blocks")
+    double = ir.DataType.DOUBLE
+    wide = new.add("Cast", [row_largest(new, rows, key)], f"{key}_largest", double, to=double.value)
+    # From natural logarithms, with room for their own rounding: two float32 differ by 6e-8 of their size.
+    octaves, room = (new.names.constant(f"{key}_{n}", np.array(v)) for n, v in (("ln2", np.log(2)), ("room", 1e-10)))
+    exact = new.add("Div", [new.add("Log", [wide], f"{key}_logarithm", double), octaves], f"{key}_octaves", double)
+    whole = new.add("Floor", [new.add("Add", [exact, room], f"{key}_at_least", double)], f"{key}_exponent", double)
+    less = new.names.constant(f"{key}_most", np.array(float(mx.LARGEST_EXPONENT[spec.dtype])))
+    two = new.names.constant(f"{key}_two", np.array(2.0))
+    power = new.add("Pow", [two, new.add("Sub", [whole, less], f"{key}_shared", double)], f"{key}_power", double)
+    scale = new.add("Cast", [power], f"{key}_scale", to=FLOAT.value)
+    most = (
+        new.number(f"{key}_{end}", limit) for end, limit in (("least", spec.dtype.qmin), ("largest", spec.dtype.qmax))
+    )
+    steps = new.add("Clip", [new.add("Div", [rows, scale], f"{key}_steps"), *most], f"{key}_clipped")
+    stored = new.add("QuantizeLinear", [steps, *unit], f"{key}_q", IR_DTYPES[spec.dtype])
+    rounded = new.add("DequantizeLinear", [stored, *unit], f"{key}_dq")
+    shape = new.add("Shape", [value], f"{key}_shape", ir.DataType.INT64)
+    return new.add("Reshape", [new.add("Mul", [rounded, scale], f"{key}_scaled"), shape], f"{key}_whole")
+
+
+def _mx(value: ir.Value, spec: QuantSpec, axis: int) -> ir.LazyTensor:
+    """Return a weight's values after rounding to an MX format along ``axis``; computed while the model is saved."""
+    tensor = value.const_value
+    assert tensor is not None
+
+    def values() -> ir.TensorProtocol:
+        weight = models.read(tensor).astype(np.float32)
+        if not np.isfinite(weight).all():
+            raise not_finite(value.name or "")
+        return ir.tensor(mx.fake_quantize_mx(weight, spec.dtype, axis=axis))
+
+    return ir.LazyTensor(values, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()))
 
 
 def _fitted(spec: QuantSpec | None, summed: int) -> QuantSpec | None:

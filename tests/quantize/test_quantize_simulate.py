@@ -94,6 +94,50 @@ def test_float8_equals_ml_dtypes_also_where_it_saturates(tmp_path: Path, scheme:
         assert np.abs(rounded).max() == pytest.approx(4)
 
 
+def microscaled(values: np.ndarray, kind: type, largest: float, exponent: int) -> np.ndarray:
+    """OCP MX 1.0, section 6.3, along the last axis, element by element."""
+    found = np.empty(values.shape)
+    for index in np.ndindex(*values.shape[:-1], values.shape[-1] // 32):
+        block = values[index[:-1]][index[-1] * 32 : index[-1] * 32 + 32].astype(np.float64)
+        most = np.abs(block).max()
+        shared = 2.0 ** ((max(k for k in range(-140, 130) if 2.0**k <= most) if most else 0) - exponent)
+        steps = np.clip(block / shared, -largest, largest).astype(np.float32).astype(kind).astype(np.float64)
+        found[index[:-1]][index[-1] * 32 : index[-1] * 32 + 32] = steps * shared
+    return found
+
+
+E4M3, E2M1 = (ml_dtypes.float8_e4m3fn, 448, 8), (ml_dtypes.float4_e2m1fn, 6, 2)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "weights", "activations"),
+    [("mxfp8", E4M3, E4M3), ("mxfp4-mxfp8", E2M1, E4M3), ("mxfp4-weights", E2M1, None)],
+)
+def test_microscaling_equals_the_specification(tmp_path: Path, scheme: str, weights, activations) -> None:
+    path, weight = simulated(tmp_path, scheme)
+    x = samples()
+    x[1, 0, :32] = np.linspace(-0.5, 1, 32)  # the largest is a power of two
+    x[1, 1, :32] = np.minimum(x[1, 0, :32], np.nextafter(np.float32(1), np.float32(0)))  # and just below it
+    rounded = x if activations is None else microscaled(x, *activations)
+    got = run(path, {"x": x})["y"]
+    close(got, rounded @ microscaled(weight.T, *weights).T)
+    assert not got[0, 0].any()
+
+
+def test_fp4_weights_equal_ml_dtypes(tmp_path: Path) -> None:
+    path, weight = simulated(tmp_path, "fp4-weights")
+    x = samples()
+    graph = onnx.load(path).graph
+    (stored,) = (onnx.numpy_helper.to_array(i) for i in graph.initializer if list(i.dims) == [WIDTH, CHANNELS])
+    close(run(path, {"x": x})["y"], x @ stored.astype(np.float64))
+    blocks = stored.reshape(-1, 16, CHANNELS)
+    for block in range(len(blocks)):
+        for channel in range(CHANNELS):
+            assert len(np.unique(np.abs(blocks[block, :, channel]))) <= 8
+    error = np.abs(stored - weight).max(axis=0) / np.abs(weight).max(axis=0)
+    assert error.max() < 0.2
+
+
 @pytest.mark.parametrize(
     ("scheme", "width", "block"),
     [
@@ -161,6 +205,10 @@ def test_a_block_that_does_not_divide_and_a_convolution_without_a_form_stay_floa
         "int8-block-32",
         "int8-block-64",
         "int8-block-128",
+        "mxfp8",
+        "mxfp4-mxfp8",
+        "mxfp4-weights",
+        "fp4-weights",
         "int4-weights",
     }
     assert {n for n, c in counts.items() if c == (1, 2)} == {"int8-dynamic", "int8-per-token", "llm-int8"}
@@ -195,7 +243,9 @@ def test_a_simulation_is_no_model_to_build_or_to_serve(tmp_path: Path) -> None:
 
 def test_what_no_target_executes_is_called_so() -> None:
     only = {n for n, s in SCHEMES.items() if not s.deployable}
-    assert only == {"int8-block-128", "int8-block-64", "int8-block-32", "fp8-e5m2", "fp8-e4m3-e5m2", "fp8-e5m2-weights"}
+    blocks = {"int8-block-128", "int8-block-64", "int8-block-32"}
+    assert only == blocks | {"fp8-e5m2", "fp8-e4m3-e5m2", "fp8-e5m2-weights", "mxfp8", "mxfp4-mxfp8", "mxfp4-weights"}
+    assert {t.name for t in SCHEMES["fp4-weights"].targets} == {"b200", "rtx5090"}
     assert all((s.runs_on == SIMULATION_ONLY) is not s.deployable for s in SCHEMES.values())
     assert SCHEMES["llm-int8"].runs_on == SCHEMES["int8-per-token"].runs_on == "cpu"
     assert "t4" not in SCHEMES["fp8-e4m3"].runs_on.split(", ")

@@ -93,7 +93,7 @@ def test_dynamic_schemes_need_no_calibration_data_and_static_ones_do(inputs: Pat
         simulate(made, tmp_path / "t", schemes=["fp8-e5m2", "int8", "int8-dynamic"])
     assert not (tmp_path / "t").exists()
     proposed = refused.value.fix.rstrip(".").split("--scheme ")[1:]
-    assert len(simulate(made, tmp_path / "s", schemes=[name.strip() for name in proposed])) == 8
+    assert len(simulate(made, tmp_path / "s", schemes=[name.strip() for name in proposed])) == 12
     judged = recipe(inputs, calibration={"data": None}, policy={"outlier_threshold": 20})
     with collecting() as notices:
         simulate(judged, tmp_path / "s", schemes=["int8-block-32"])

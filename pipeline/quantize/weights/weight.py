@@ -103,7 +103,7 @@ def _in_blocks(
     block, summed = spec.block, 1 - (axis or 0)
     weight = models.read(value.const_value)
     if not all(on_all_cores(lambda rows: bool(np.isfinite(weight[rows]).all()), tiles(weight.shape))):
-        raise _not_finite(value.name or "")
+        raise not_finite(value.name or "")
     by_rows = weight if summed == 0 else weight.T
     if signed and spec.dtype is QuantDType.INT4:
         found = _signed(_extremes(by_rows, block), spec, 1.0, scale_dtype)
@@ -238,11 +238,12 @@ def _absolute_maximum(source: ir.TensorProtocol, axis: int | None, name: str) ->
     parts = on_all_cores(largest, tiles(weight.shape))
     amax = np.concatenate(parts) if axis == 0 else np.maximum.reduce(parts)
     if not np.all(np.isfinite(amax)):
-        raise _not_finite(name)
+        raise not_finite(name)
     return np.asarray(amax, dtype=np.float32)
 
 
-def _not_finite(name: str) -> QuantizeError:
+def not_finite(name: str) -> QuantizeError:
+    """Return the error for a weight that holds NaN or infinity."""
     return QuantizeError(
         "A weight holds NaN or infinity.", where=name, fix="Check the trained weights; export them again."
     )
