@@ -132,8 +132,8 @@ def target(name: str) -> Target:
     )
 
 
-def check_block(device: Target, block_size: int) -> None:
-    """Refuse a block of INT4 weights that the device's runtime does not document.
+def check_block(device: Target, block_size: int, where: str = "policy.block_size") -> None:
+    """Refuse a block of INT4 weights that the device's runtime does not document; ``where`` is the recipe's key.
 
     Raises:
         RecipeError: TensorRT takes blocks of 64 and 128.
@@ -141,7 +141,7 @@ def check_block(device: Target, block_size: int) -> None:
     if device.runtime == "tensorrt" and block_size not in INT4_BLOCKS:
         raise RecipeError(
             f"TensorRT takes INT4 weights in blocks of {' and '.join(map(str, INT4_BLOCKS))}, not of {block_size}.",
-            where=f"target {device.name}, policy.block_size",
+            where=f"target {device.name}, {where}",
             fix="Use 64 or 128; 32 is for cpu and RTX targets.",
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from engines.target import Target, check_block, check_precision, nearest
 from pipeline.notices import notice
-from pipeline.policy.planning import block_size, half_of
+from pipeline.policy.formats import block_size
+from pipeline.policy.planning import half_of
 from pipeline.policy.rules import LOW
 from pipeline.recipe import PolicyConfig, Preset
 from pipeline.types import HALVES, Precision
@@ -23,7 +24,7 @@ def policy_on(device: Target, policy: PolicyConfig) -> PolicyConfig:
     if policy.fallback:
         policy = _carried(device, policy)
     half = half_of(policy)
-    asked = {_own(policy.preset), *(r.precision for r in policy.rules)}
+    asked = {_own(policy.preset), *policy.asked}
     asked |= {half} if policy.preset is not Preset.FP32 and half is Precision.BF16 else set()
     for precision in sorted(asked):
         # On a CPU the 16-bit types mean FP32.
@@ -31,6 +32,9 @@ def policy_on(device: Target, policy: PolicyConfig) -> PolicyConfig:
             check_precision(device, precision)
     if Precision.INT4 in asked:
         check_block(device, block_size(policy))
+        for rule in policy.rules:
+            if rule.block_size is not None and rule.precision in (None, Precision.INT4):
+                check_block(device, rule.block_size, where=f"policy.rules {rule}")
     return policy
 
 
@@ -59,7 +63,9 @@ def _carried(device: Target, policy: PolicyConfig) -> PolicyConfig:
     if kept is not own:
         preset = Preset(kept)
     half = "fp16" if on_gpu and policy.half == "bf16" and has(Precision.BF16) is not Precision.BF16 else policy.half
-    rules = tuple(r.model_copy(update={"precision": has(r.precision)}) for r in policy.rules)
+    rules = tuple(
+        r if r.precision is None else r.model_copy(update={"precision": has(r.precision)}) for r in policy.rules
+    )
     for lacking, found in changed.items():
         notice(
             "fallback",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,7 @@ CPU_BLOCKS = (32, 64, 128)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePlan:
-    """One node's precision.
+    """One node's precision, and the methods that keep its accuracy.
 
     Attributes:
         node: Name in the canonical graph.
@@ -27,7 +27,12 @@ class NodePlan:
         role: What the node is for.
         block: Repeated layer it belongs to, if any.
         precision: What it computes in. A quantized node reads Q/DQ pairs.
-        rule: The rule that decided, in words a user can find in the recipe or the documentation.
+        rule: The rule that decided, in words a user can find in the recipe or the documentation; behind it, after a
+            semicolon, the recipe's rules that gave the node a method.
+        smooth: Exponent by which what it reads is smoothed, searched (``auto``) or none (``off``); ``None`` where nothing
+            that it multiplies by a constant weight is quantized.
+        rounding: How its weight is rounded; ``None`` where it multiplies by no quantized constant.
+        block_size: Weights along the summed axis that share a scale; ``None`` is all of an output channel.
     """
 
     node: str
@@ -36,6 +41,9 @@ class NodePlan:
     block: int | None
     precision: Precision
     rule: str
+    smooth: Literal["off", "auto"] | float | None = None
+    rounding: Literal["rtn", "gptq", "awq"] | None = None
+    block_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +60,7 @@ class Format:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionPlan:
-    """The whole graph's precisions for one family of targets.
+    """The whole graph's precisions and methods for one family of targets.
 
     Attributes:
         family: Variant this is for: ``cpu``, ``gpu-int8``, ``gpu-fp16``, ``gpu-bf16``, ``fp32``.
@@ -100,19 +108,16 @@ class PrecisionPlan:
         """Return the nodes that read Q/DQ pairs."""
         return tuple(n for n in self.nodes if n.precision.quantized)
 
-    def weight_spec(self, precision: Precision, shape: Sequence[int], channel_axis: int | None) -> QuantSpec:
-        """Return how a weight of this shape is stored: the precision's format, its blocks as :func:`fitted`.
+    def weight_spec(self, entry: NodePlan) -> QuantSpec:
+        """Return how a quantized node's weight is stored: its precision's format, in blocks of its own size."""
+        return replace(self.formats[entry.precision].weights, block=entry.block_size)
 
-        Raises:
-            ValueError: No block divides the summed axis; planning leaves such weights high.
-        """
-        spec = self.formats[precision].weights
-        if spec.block is None:
-            return spec
-        block = fitted(spec, shape[1 - (channel_axis or 0)], self.family)
-        if block is None:
-            raise ValueError(f"no block of {precision} divides {list(shape)}")
-        return replace(spec, block=block)
+    def reading(self, *methods: str) -> str:
+        """Return as JSON what a stage reads that looks at these methods of the nodes and no others, for its cache key."""
+        left = {"rule", "smooth", "rounding", "block_size"}.difference(methods)
+        whole = asdict(self)
+        whole["nodes"] = [{k: v for k, v in node.items() if k not in left} for node in whole["nodes"]]
+        return json.dumps(whole, ensure_ascii=False)
 
     def counts(self) -> dict[str, int]:
         """Return how many nodes each precision has."""

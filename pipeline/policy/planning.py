@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,43 +10,20 @@ import onnx_ir as ir
 from engines.target import Target
 from pipeline.errors import PolicyError
 from pipeline.graph.operands import WEIGHTED, has_dynamic_form
+from pipeline.policy.formats import CPU_INT8, GPU_FP8, GPU_INT8, weight_only
 from pipeline.policy.half_range import FLOAT16_MAX, SENTINEL, half_guards
+from pipeline.policy.methods import Methods, gains, give_methods, stored_alone
 from pipeline.policy.overrides import override_rules
-from pipeline.policy.plan import Format, NodePlan, PrecisionPlan, fitted
+from pipeline.policy.plan import NodePlan, PrecisionPlan, fitted
 from pipeline.policy.residuals import guard_residuals
-from pipeline.policy.rules import LOW, Candidate, Rule, candidates, cost_rules, guard_rules, preset_rules, user_rule
+from pipeline.policy.rules import LOW, Candidate, Rule, candidates, cost_rules, guard_rules, preset_rules, user_rules
+from pipeline.policy.sharing import merged_projections
 from pipeline.policy.skip import skip_rules
 from pipeline.recipe import PolicyConfig, Preset
-from pipeline.types import HALVES, WEIGHT_ONLY, NodeRole, Precision, QuantDType, QuantSpec, Role
-
-CPU_INT8 = Format(
-    # uint8 x int8 is the pair of types that ONNX Runtime's CPU kernels are fast at: 1.8-2.5x of FP32, where
-    # int8 x int8 is 0.8-1.05x and uint8 x uint8 1.0x.
-    activations=QuantSpec(dtype=QuantDType.UINT8, symmetric=False),
-    weights=QuantSpec(dtype=QuantDType.INT8),
-    second=QuantSpec(dtype=QuantDType.INT8),
-)
-GPU_INT8 = Format(
-    # TensorRT takes symmetric INT8 only.
-    activations=QuantSpec(dtype=QuantDType.INT8),
-    weights=QuantSpec(dtype=QuantDType.INT8),
-    second=QuantSpec(dtype=QuantDType.INT8),
-)
-GPU_FP8 = Format(
-    activations=QuantSpec(dtype=QuantDType.FP8_E4M3),
-    weights=QuantSpec(dtype=QuantDType.FP8_E4M3),
-    second=QuantSpec(dtype=QuantDType.FP8_E4M3),
-)
-
-FP4_BLOCK = 16
-"""Elements of an FP4 block (NVFP4's; TensorRT takes no other)."""
-INT4_BLOCK, NF4_BLOCK = 128, 64
-"""Elements of a block where the recipe does not say; NF4's are the paper's."""
+from pipeline.types import HALVES, WEIGHT_ONLY, NodeRole, Precision, QuantSpec, Role
 
 SHARED = "shared with"
 """How the rule of a projection begins that follows another one of its query, key and value."""
-
-_QKV = (Role.ATTENTION_QUERY, Role.ATTENTION_KEY, Role.ATTENTION_VALUE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +36,8 @@ class Evidence:
         extents: Tensor name to the largest finite |x| seen; nodes beyond the FP16 range compute in FP32.
         outliers: Tensor name to how far its outliers stand out, for ``policy.outlier_threshold``.
         overrides: Node name to why it computes in what the rest does, whatever the rules say.
-        smoothable: Activations may be smoothed before they are quantized.
+        smoothable: Activations are smoothed before they are quantized where the recipe does not say.
+        data: There is calibration data to round weights on.
     """
 
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -68,6 +45,7 @@ class Evidence:
     outliers: Mapping[str, float] = field(default_factory=dict)
     overrides: Mapping[str, str] = field(default_factory=dict)
     smoothable: bool = True
+    data: bool = True
 
 
 def family(target: Target, policy: PolicyConfig) -> str:
@@ -76,7 +54,7 @@ def family(target: Target, policy: PolicyConfig) -> str:
     Raises:
         PolicyError: The target has nothing to offer for the preset.
     """
-    asked = {r.precision for r in policy.rules} | {p for p in (LOW.get(policy.preset),) if p is not None}
+    asked = policy.asked | {p for p in (LOW.get(policy.preset),) if p is not None}
     int8, weights = Precision.INT8 in asked, [p for p in WEIGHT_ONLY if p in asked]
     fp8 = policy.preset is Preset.FP8_INT8 or Precision.FP8 in asked
     if target.compute_capability is None:
@@ -97,26 +75,6 @@ def family(target: Target, policy: PolicyConfig) -> str:
     return f"gpu-{half}" if policy.preset in (Preset.FP16, Preset.BF16) or half in asked else "fp32"
 
 
-def block_size(policy: PolicyConfig) -> int:
-    """Return how many INT4 weights share a scale."""
-    return policy.block_size or INT4_BLOCK
-
-
-def weight_only(precision: Precision, policy: PolicyConfig, family: str) -> Format:
-    """Return the format of weights alone: only what is stored, and read from memory, is narrow."""
-    specs = {
-        Precision.FP4: QuantSpec(dtype=QuantDType.FP4_E2M1, block=FP4_BLOCK),
-        Precision.INT4: QuantSpec(dtype=QuantDType.INT4, block=block_size(policy)),
-        # TensorRT multiplies INT8 weights with one scale a channel as they are stored, and widens blocks before; ONNX Runtime
-        # the other way round.
-        Precision.W8A16: QuantSpec(dtype=QuantDType.INT8, block=block_size(policy) if family == "cpu" else None),
-        Precision.NF4: QuantSpec(
-            dtype=QuantDType.NF4, block=policy.block_size or NF4_BLOCK, double=policy.double_quantization
-        ),
-    }
-    return Format(activations=None, weights=specs[precision], second=None)
-
-
 def half_of(policy: PolicyConfig) -> Precision:
     """Return what GPUs compute the rest in: FP16, or BF16 where the policy says so.
 
@@ -125,18 +83,13 @@ def half_of(policy: PolicyConfig) -> Precision:
     """
     half = Precision.BF16 if policy.preset is Preset.BF16 else Precision(policy.half)
     other = next((r for r in policy.rules if r.precision in HALVES and r.precision is not half), None)
-    if other is not None:
+    if other is not None and other.precision is not None:
         raise PolicyError(
             f"A graph computes in one 16-bit type, here {half.upper()}, and a rule asks for {other.precision.upper()}.",
             where=f"policy.rules {other}",
             fix=f"Write {half} or fp32 in the rule, or set policy.half: {other.precision}.",
         )
     return half
-
-
-def smoothing_for(policy: PolicyConfig) -> str | float:
-    """Return ``auto``, ``off`` or one alpha: what the recipe says, ``auto`` where it says nothing."""
-    return "auto" if policy.smooth is None else policy.smooth
 
 
 def plan(
@@ -146,7 +99,7 @@ def plan(
     family: str,
     seen: Evidence = Evidence(),
 ) -> PrecisionPlan:
-    """Return the precision of every node and the rule that decided it.
+    """Return the precision and the methods of every node, and the rules that decided.
 
     Args:
         model: The canonical graph.
@@ -162,15 +115,15 @@ def plan(
     rules = [*preset_rules(policy.preset, high, family), *guard_rules(family, high, LOW.get(policy.preset))]
     rules += half_guards(found, elsewhere) if elsewhere in HALVES else []
     rules += cost_rules(seen.costs, high) if family == "cpu" else []
-    rules += [user_rule(config, family) for config in policy.rules]
+    rules += user_rules(policy.rules, family)
     rules += skip_rules(policy, high, seen.outliers)
     rules += override_rules(seen.overrides, elsewhere)
     nodes = {c.name: _decide(c, rules, high, policy, family, dynamic=dynamic) for c in found}
     if elsewhere is Precision.FP16:
         _keep_fp32_beyond_fp16(found, nodes, seen.extents)
-    smoothed = seen.smoothable and smoothing_for(policy) != "off"
-    guard_residuals(found, nodes, high, shared=smoothed and family.startswith("gpu"))
     _share_qkv(found, nodes)
+    give_methods(found, nodes, _methods(policy, family, nodes, seen, dynamic=dynamic))
+    guard_residuals(found, nodes, high, shared=family.startswith("gpu"))
     formats = {}
     used = {n.precision for n in nodes.values()}
     if Precision.INT8 in used:
@@ -189,8 +142,21 @@ def plan(
     )
 
 
+def _methods(
+    policy: PolicyConfig, family: str, nodes: Mapping[str, NodePlan], seen: Evidence, *, dynamic: bool
+) -> Methods:
+    """Return the methods of nodes that no rule speaks of: the policy's, and where it says nothing what gains most."""
+    return Methods(
+        policy=policy,
+        family=family,
+        dynamic=dynamic,
+        smooth=policy.smooth if policy.smooth is not None else "auto" if seen.smoothable else "off",
+        rounding=policy.rounding or ("gptq" if seen.data and gains(nodes.values()) else "rtn"),
+    )
+
+
 def _elsewhere(policy: PolicyConfig, family: str) -> Precision:
-    half = policy.preset is not Preset.FP32 or any(r.precision in HALVES for r in policy.rules)
+    half = policy.preset is not Preset.FP32 or bool(policy.asked & {*HALVES})
     return half_of(policy) if half and family.startswith("gpu") else Precision.FP32
 
 
@@ -199,11 +165,9 @@ def _decide(
 ) -> NodePlan:
     rule = next(r for r in reversed(rules) if r.matches(candidate))
     precision, text = rule.precision, rule.text
-    spec = weight_only(precision, policy, family).weights if precision in WEIGHT_ONLY else None
+    spec = stored_alone(candidate, precision, policy, family) if precision in WEIGHT_ONLY else None
     if precision.quantized and (why := _why_not(candidate, precision, spec, family, dynamic=dynamic)):
         precision, text = high, f"not quantizable ({why}), asked by {rule.text}"
-    elif spec is not None and spec.block and (block := fitted(spec, _summed(candidate), family)) != spec.block:
-        text += f", in blocks of {block}: it sums {_summed(candidate)} values, which is no multiple of {spec.block}"
     return NodePlan(
         node=candidate.name,
         op_type=candidate.node.op_type,
@@ -246,25 +210,10 @@ def _why_not_alone(candidate: Candidate, precision: Precision, spec: QuantSpec, 
     bias = candidate.node.inputs[what.bias] if what.bias is not None else None
     if precision is Precision.NF4 and bias is not None and bias.const_value is None:
         return "its bias is no constant"  # the kernel's weight exists in no other form that could be multiplied
-    summed = _summed(candidate)
+    summed = candidate.summed
     if spec.block is None or fitted(spec, summed, family) is not None:
         return ""
     return f"it sums {summed} values, which is no multiple of the block of {spec.block} or of a smaller one"
-
-
-def _summed(candidate: Candidate) -> int:
-    """Return how many products a GEMM with a constant weight adds up for each output."""
-    assert candidate.operands is not None
-    return candidate.weight_shape[1 - (candidate.operands.channel_axis or 0)]
-
-
-def merged_projections(found: tuple[Candidate, ...]) -> list[list[Candidate]]:
-    """Return the query, key and value projections that read one tensor, which TensorRT merges into one GEMM."""
-    groups: dict[ir.Value, list[Candidate]] = defaultdict(list)
-    for candidate in found:
-        if candidate.role.role in _QKV and candidate.operands is not None and candidate.node.inputs[0] is not None:
-            groups[candidate.node.inputs[0]].append(candidate)
-    return list(groups.values())
 
 
 def _share_qkv(found: tuple[Candidate, ...], nodes: dict[str, NodePlan]) -> None:

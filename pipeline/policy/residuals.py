@@ -18,7 +18,7 @@ def guard_residuals(found: tuple[Candidate, ...], nodes: dict[str, NodePlan], hi
     """Keep in high precision the residual adds that a preset quantizes and that would lose more than they save.
 
     Between convolutions an add is quantized if both its inputs come from quantized convolutions or adds. Between
-    transformer layers INT8 costs 7-10 dB where outliers stretch its scale; ``shared``, once smoothing has evened the
+    transformer layers INT8 costs 7-10 dB where outliers stretch its scale; ``shared``, where smoothing evens the
     channels out, the add may read the pair that the GEMMs read, so that the norm writes INT8 alone.
     """
     for candidate in found:
@@ -40,12 +40,18 @@ def guard_residuals(found: tuple[Candidate, ...], nodes: dict[str, NodePlan], hi
 
 
 def _reads_with_gemms(candidate: Candidate, nodes: dict[str, NodePlan]) -> bool:
-    """Whether quantized GEMMs with a constant weight read one of the add's inputs too."""
+    """Whether quantized GEMMs with a constant weight, whose input is smoothed, read one of the add's inputs too."""
     for value in candidate.node.inputs:
         for reader, index in value.uses() if value is not None else ():
             what, entry = operands(reader), nodes.get(reader.name or "")
-            quantized = entry is not None and entry.precision is Precision.INT8 and reader.op_type in ("MatMul", "Gemm")
-            if quantized and what is not None and what.weight is not None and index == 0:
+            smoothed = entry is not None and entry.precision is Precision.INT8 and entry.smooth not in (None, "off")
+            if (
+                smoothed
+                and reader.op_type in ("MatMul", "Gemm")
+                and what is not None
+                and what.weight is not None
+                and index == 0
+            ):
                 return True
     return False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -69,6 +69,12 @@ class Candidate:
     def weight_shape(self) -> tuple[int, ...]:
         """Return the constant weight's shape, ``()`` where there is none."""
         return () if self.operands is None else self.operands.weight_shape(self.node)
+
+    @property
+    def summed(self) -> int:
+        """Return how many products a GEMM with a constant weight adds up for each output."""
+        assert self.operands is not None
+        return self.weight_shape[1 - (self.operands.channel_axis or 0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,9 +182,13 @@ def cost_rules(costs: Mapping[str, Mapping[str, float]], high: Precision) -> lis
     ]
 
 
-def user_rule(config: RuleConfig, family: str) -> Rule:
-    """Return the rule that a recipe asks for; without a GPU, ``fp16`` and ``bf16`` mean FP32, which is what a CPU's kernels compute."""
-    precision, text = config.precision, f"recipe {config}"
+def user_rules(configs: Iterable[RuleConfig], family: str) -> list[Rule]:
+    """Return the rules of a recipe that set a precision; without a GPU, ``fp16`` and ``bf16`` mean FP32, which is what a CPU's kernels compute."""
+    return [_user_rule(config, config.precision, family) for config in configs if config.precision is not None]
+
+
+def _user_rule(config: RuleConfig, precision: Precision, family: str) -> Rule:
+    text = f"recipe {config}"
     if precision in HALVES and not family.startswith("gpu"):
         precision, text = Precision.FP32, f"{text} (a CPU computes {precision.upper()} in FP32)"
     return Rule(text=text, precision=precision, matches=lambda candidate: all(conditions(config, candidate).values()))

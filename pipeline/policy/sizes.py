@@ -18,7 +18,7 @@ SECOND_BLOCK = 256
 
 def expected_bytes(model: ir.Model, plan: PrecisionPlan) -> int:
     """Return the bytes of all weights as ``plan`` stores them; graph structure (some 100 kB) is not counted."""
-    quantized = {n.node: n.precision for n in plan.quantized()}
+    quantized = {n.node: n for n in plan.quantized()}
     narrow: dict[str, tuple[QuantSpec, int]] = {}
     for node in model.graph:
         found = operands(node)
@@ -26,7 +26,7 @@ def expected_bytes(model: ir.Model, plan: PrecisionPlan) -> int:
             value = node.inputs[found.weight]
             shape = value.shape.numpy() if value is not None and value.shape is not None else ()
             channels = shape[found.channel_axis] if shape and found.channel_axis is not None else 1
-            spec = plan.weight_spec(quantized[node.name], shape, found.channel_axis)
+            spec = plan.weight_spec(quantized[node.name])
             narrow[(value.name if value is not None else None) or ""] = spec, channels
     elsewhere = 2 if plan.elsewhere in HALVES else 4
     total = 0

@@ -99,7 +99,7 @@ def _rounded(model: ir.Model, plan: PrecisionPlan, folder: Path) -> dict[str, Qu
     for entry in plan.quantized():
         what = operands(nodes[entry.node]) if entry.node in index else None
         if what is not None and (shape := what.weight_shape(nodes[entry.node])):
-            spec = plan.weight_spec(entry.precision, shape, what.channel_axis)
+            spec = plan.weight_spec(entry)
             found[entry.node] = rounded(folder, entry.node, index, spec, shape)
     return found
 

@@ -6,13 +6,26 @@ the machine that reads it.
 
 from pipeline.recipe.builder import BuilderConfig, ProfileShapes
 from pipeline.recipe.data import Calibration, Data, Method, Source, Validation
-from pipeline.recipe.policy import ALIASES, NOT_YET, MixedPrecision, PolicyConfig, Preset, RuleConfig
+from pipeline.recipe.policy import (
+    ALIASES,
+    BLOCKED,
+    METHODS,
+    NOT_YET,
+    SCALED,
+    MixedPrecision,
+    PolicyConfig,
+    Preset,
+    RuleConfig,
+)
 from pipeline.recipe.recipe import Recipe, load, merge, parse, read, to_dict
 from pipeline.recipe.triton import DynamicBatching, RateLimiter, TritonConfig, VersionPolicy
 
 __all__ = [
     "ALIASES",
+    "BLOCKED",
+    "METHODS",
     "NOT_YET",
+    "SCALED",
     "BuilderConfig",
     "Calibration",
     "Data",

@@ -132,7 +132,7 @@ def ranges(
 
         read = {
             "model": path,
-            "plan": run.directory / run.folder(name) / "precision_plan.json",
+            "plan": made.reading(),
             "statistics": list(floats[name].files),
             "cache": section.cache,
             "method": section.method,

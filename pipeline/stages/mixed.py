@@ -18,8 +18,8 @@ from pipeline.errors import RecipeError
 from pipeline.graph.roles import find_roles
 from pipeline.notices import notice
 from pipeline.policy.mixed import Choice, Unit, choose, ranked
-from pipeline.policy.planning import merged_projections
 from pipeline.policy.rules import candidates
+from pipeline.policy.sharing import merged_projections
 from pipeline.quantize.emulate import emulate
 from pipeline.recipe import MixedPrecision
 from pipeline.stages.run import Run, step

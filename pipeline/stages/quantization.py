@@ -72,10 +72,11 @@ def plan(
                 outliers=spread,
                 overrides=overrides,
                 smoothable=may_smooth(run.recipe),
+                data=run.recipe.calibration.data is not None,
             )
             made = make_plan(model, roles, policy, name, seen)
             if not run.drafts:
-                remark(made, candidates(model, roles), policy, costs)
+                remark(made, candidates(model, roles), policy, seen)
             (work / out).write_text(made.to_json(), encoding="utf-8")
             return {
                 "counts": made.counts(),
@@ -90,6 +91,7 @@ def plan(
             "costs": costs_file,
             "overrides": overrides,
             "smoothable": may_smooth(run.recipe),
+            "data": run.recipe.calibration.data is not None,
             "statistics": run.directory / STATISTICS if (half or judged) and statistics is not None else None,
         }
         result = run.stage(f"dry-run/{name}" if dry else run.part("plan", name), inputs, [out], produce)

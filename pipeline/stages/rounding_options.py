@@ -8,9 +8,8 @@ from pipeline.stages.run import Run
 
 
 def rounding_options(run: Run, mask: str | None) -> RoundingOptions:
-    """Return how the recipe wants weights rounded; GPTQ where it does not say."""
+    """Return what GPTQ and AWQ work with."""
     return RoundingOptions(
-        method="awq" if run.recipe.policy.rounding == "awq" else "gptq",
         mask=mask,
         threads=run.recipe.threads,
         memory_bytes=run.recipe.calibration.memory_mb << 20,
@@ -20,7 +19,7 @@ def rounding_options(run: Run, mask: str | None) -> RoundingOptions:
 def no_data(method: str) -> RecipeError:
     """Return the error of a method that has no samples to look at."""
     return RecipeError(
-        f"{method} needs calibration data, and the recipe names none.",
+        f"{method} rounding needs calibration data, and the recipe names none.",
         where="policy.rounding",
-        fix="Give --calibration DATA, or set policy.rounding to rtn.",
+        fix="Give --calibration DATA, or set rounding to rtn, in the policy and its rules.",
     )

@@ -25,7 +25,7 @@ from pipeline.policy.skip import outlier_ratios
 from pipeline.quantize.schemes import SCHEMES, Scales, Scheme
 from pipeline.quantize.simulate import products
 from pipeline.quantize.simulate import simulate as write_simulation
-from pipeline.recipe import Preset, Recipe
+from pipeline.recipe import METHODS, Preset, Recipe
 from pipeline.sources.export import Exported
 from pipeline.stages.run import Run
 from pipeline.stages.validation import with_tokenizer
@@ -70,11 +70,15 @@ class Simulated:
 def simulated_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe whose plan says which nodes schemes quantize: what the policy quantizes, all of it in INT8."""
     policy = recipe.policy
+    # The schemes round and scale in their own ways.
+    plain = [r.model_copy(update=dict.fromkeys(METHODS)) for r in policy.rules if r.precision is not None]
     rules = tuple(
-        r.model_copy(update={"precision": Precision.INT8}) if r.precision.quantized else r for r in policy.rules
+        r.model_copy(update={"precision": Precision.INT8}) if r.precision and r.precision.quantized else r
+        for r in plain
     )
     preset = policy.preset if policy.preset is Preset.INT8_ALL else Preset.INT8
-    update = {"preset": preset, "rules": rules, "activations": "static", "llm_int8_threshold": None}
+    methods = {"smooth": "off", "rounding": "rtn", "block_size": None}
+    update = {"preset": preset, "rules": rules, "activations": "static", "llm_int8_threshold": None, **methods}
     return recipe.model_copy(update={"policy": policy.model_copy(update=update), "targets": ("cpu",)})
 
 
@@ -170,7 +174,7 @@ def _planned(run: Run, canonical: Prepared, statistics: Statistics | None) -> Pr
     if judged and statistics is None:
         notice("outliers-unchecked", "Without calibration statistics nothing says which tensors have outliers.")
     spread = outlier_ratios(statistics) if judged and statistics is not None else {}
-    plan = make_plan(model, roles, policy, family, Evidence(outliers=spread, smoothable=False))
+    plan = make_plan(model, roles, policy, family, Evidence(outliers=spread))
     remark(plan, candidates(model, roles), policy)
     if not products(model, plan):
         raise PolicyError(

@@ -14,7 +14,6 @@ from pipeline.errors import RecipeError
 from pipeline.graph.prepare import Prepared
 from pipeline.notices import notice
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.policy.planning import smoothing_for
 from pipeline.quantize.insertion.sites import sites
 from pipeline.quantize.transforms import awq_search
 from pipeline.quantize.transforms.awq_search import scaled_groups
@@ -66,17 +65,13 @@ def smooth(
         files=(run.directory / STATISTICS,) if statistics is not None else (),
     )
     found = dict.fromkeys(plans, plain)
-    given = run.recipe.policy.smooth is not None
-    if given and run.recipe.policy.smooth != "off" and any(made.dynamic for made in plans.values()):
-        notice("not-smoothed", "Nothing is smoothed where activations are dynamic.", where="policy.smooth")
     model = models.load(canonical.path)
-    smoothable = statistics is not None and may_smooth(run.recipe)
     for name, made in plans.items():
         wanted = _Wanted(
-            smooth=smoothable and bool(groups(model, made)),
-            awq=run.recipe.policy.rounding == "awq" and bool(scaled_groups(model, made)),
+            smooth=statistics is not None and any(g.smooth != "off" for g in groups(model, made)),
+            awq=bool(scaled_groups(model, made)),
         )
-        if not made.dynamic and (wanted.smooth or wanted.awq):
+        if wanted.smooth or wanted.awq:
             found[name] = _scaled(run, exported, name, made, plain, wanted)
     return found
 
@@ -116,11 +111,11 @@ def _scaled(
 
     key = {
         "model": plain.path,
-        "plan": run.directory / folder / "precision_plan.json",
+        "plan": made.reading("smooth", *(("rounding", "block_size") if wanted.awq else ())),
         "statistics": list(plain.files),
         "data": data.digest(),
         "mask": mask,
-        "smooth": smoothing_for(run.recipe.policy) if wanted.smooth else None,
+        "smooth": wanted.smooth,
         "awq": wanted.awq,
     }
     result = run.stage(run.part("smooth", name), key, outputs, produce)
@@ -151,9 +146,7 @@ def _no_data(wanted: _Wanted) -> RecipeError:
 
 
 def _search_options(run: Run, mask: str | None) -> SearchOptions:
-    wanted = smoothing_for(run.recipe.policy)
     return SearchOptions(
-        alpha=None if wanted == "auto" else float(wanted),
         mask=mask,
         threads=run.recipe.threads,
         memory_bytes=run.recipe.calibration.memory_mb << 20,
@@ -161,14 +154,12 @@ def _search_options(run: Run, mask: str | None) -> SearchOptions:
 
 
 def may_smooth(recipe: Recipe) -> bool:
-    """Whether anything can be smoothed: there is data to collect again, and nobody who knows the tensors as they were.
+    """Whether what the recipe does not speak of is smoothed: there is data to collect again, and nobody who knows the tensors as they were.
 
     Such are another tool's ranges, and a builder that quantizes by itself. Whoever asks for smoothing gets it, or an error.
     """
-    if recipe.policy.smooth == "off":
-        return False
     foreign = recipe.calibration.cache is not None or recipe.builder.quantization == "implicit"
-    return recipe.policy.smooth is not None or (not foreign and recipe.calibration.data is not None)
+    return not foreign and recipe.calibration.data is not None
 
 
 def _extremes(statistics: Statistics, wanted: Sequence[Group]) -> dict[str, tuple[F32, F32]]:

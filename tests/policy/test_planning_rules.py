@@ -143,7 +143,12 @@ def said(*rules: RuleConfig, costs: dict[str, dict[str, float]] | None = None) -
     model, roles = chain()
     policy = PolicyConfig(rules=rules)
     with collecting() as notices:
-        remark(plan(model, roles, policy, "cpu", Evidence(costs=costs or {})), candidates(model, roles), policy, costs)
+        remark(
+            plan(model, roles, policy, "cpu", Evidence(costs=costs or {})),
+            candidates(model, roles),
+            policy,
+            Evidence(costs=costs or {}),
+        )
     return [(n.code, f"{n.message} [{n.where}]") for n in notices]
 
 

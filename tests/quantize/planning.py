@@ -11,7 +11,7 @@ from calibrators.sketch import Sketch
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
 from pipeline.policy.plan import NodePlan, PrecisionPlan
-from pipeline.policy.planning import CPU_INT8, GPU_INT8
+from pipeline.policy.formats import CPU_INT8, GPU_INT8
 from pipeline.quantize.insertion.sites import Site, sites
 from pipeline.quantize.quantize import Quantized, quantize
 from pipeline.quantize.ranges.choose import SiteRange
@@ -21,6 +21,7 @@ from pipeline.types import Precision, Range, Role
 def plan_for(
     path: Path, family: str, quantized: set[str], *, high: set[str] = frozenset(), roles=None, **options
 ) -> PrecisionPlan:
+    smooth = options.pop("smooth", "auto")
     elsewhere = options.pop("elsewhere", Precision.FP16 if family.startswith("gpu") else Precision.FP32)
     nodes = tuple(
         NodePlan(
@@ -30,6 +31,7 @@ def plan_for(
             block=None,
             precision=Precision.INT8 if n.name in quantized else Precision.FP32 if n.name in high else elsewhere,
             rule="test",
+            smooth=smooth if n.name in quantized else None,
         )
         for n in models.load(path).graph
     )

@@ -83,7 +83,9 @@ def test_the_scale_is_the_paper_s(kind: str, dtype: QuantDType, block: int) -> N
     values = outlying(400)
     weight = np.random.default_rng(1).normal(size=(WIDTH, 48)).astype(np.float32)
     gram = values.T.astype(np.float64) @ values
-    got = search_scale(weight, gram, np.abs(values).mean(axis=0, dtype=np.float64), QuantSpec(dtype=dtype, block=block))
+    got = search_scale(
+        [(weight, QuantSpec(dtype=dtype, block=block))], gram, np.abs(values).mean(axis=0, dtype=np.float64)
+    )
     alpha, scale, error, plain = paper(values, weight, block, kind)
     assert got.alpha == alpha > 0
     np.testing.assert_allclose(got.scale, scale, rtol=1e-5)
@@ -94,7 +96,7 @@ def test_the_scale_is_the_paper_s(kind: str, dtype: QuantDType, block: int) -> N
 def test_even_inputs_are_left_alone() -> None:
     values = np.random.default_rng(2).choice([-1.0, 1.0], size=(500, 64))
     weight = np.random.default_rng(3).normal(size=(64, 32)).astype(np.float32)
-    got = search_scale(weight, values.T @ values, np.abs(values).mean(axis=0), INT4)
+    got = search_scale([(weight, INT4)], values.T @ values, np.abs(values).mean(axis=0))
     np.testing.assert_array_equal(got.scale, np.ones(64, np.float32))
     assert got.error == got.plain_error
 

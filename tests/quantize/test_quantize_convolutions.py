@@ -17,7 +17,7 @@ from pipeline.quantize.products import product
 from pipeline.quantize.transforms.groups import groups
 from pipeline.quantize.transforms.smooth import apply
 from pipeline.quantize.transforms.smoothing import Smoothing, by_tensor
-from pipeline.quantize.transforms.smoothing_search import SearchOptions, search
+from pipeline.quantize.transforms.smoothing_search import search
 from pipeline.recipe import parse
 from pipeline.types import Role
 from tests.quantize import graphs
@@ -149,13 +149,13 @@ FREE = ("relu", "pooled", "constants", "divided", "padded", "depthwise", "direct
 def test_smoothing_a_convolution_keeps_the_float_function(tmp_path: Path, kind: str, family: str) -> None:
     path = chain(tmp_path / "m.onnx", kind)
     feeds = {"x": DRAW(2).normal(size=(4, CHANNELS, 8, 8)).astype(np.float32)}
-    plan = plan_for(path, family, {"second"})
+    plan = plan_for(path, family, {"second"}, smooth=0.8)
     model = models.load(path)
     tensor = "c" if kind == "direct" else "t"
     (group,) = groups(model, plan)
     assert (group.tensor, group.axis) == (tensor, 1)
     extremes = ranges(path, feeds, tensor)
-    chosen = by_tensor(search(path, plan, {tensor: extremes}, [feeds], SearchOptions(alpha=0.8)))
+    chosen = by_tensor(search(path, plan, {tensor: extremes}, [feeds]))
     assert set(chosen) == {tensor}
     before = len(model.graph)
     changed = apply(model, chosen)
@@ -186,9 +186,7 @@ def test_channels_are_shifted_only_where_no_zeros_are_read_beside_and_something_
     feeds = {"x": DRAW(3).normal(size=(4, CHANNELS, 8, 8)).astype(np.float32)}
     tensor = "c" if kind == "direct" else "t"
     low, high = ranges(path, feeds, tensor)
-    (found,) = search(
-        path, plan_for(path, "gpu-int8", {"second"}), {tensor: (low, high)}, [feeds], SearchOptions(alpha=0.8)
-    )
+    (found,) = search(path, plan_for(path, "gpu-int8", {"second"}, smooth=0.8), {tensor: (low, high)}, [feeds])
     assert found.shifted is may_shift
 
 

@@ -23,7 +23,7 @@ from pipeline.quantize.transforms.smoothing import (
     by_tensor,
     choose,
 )
-from pipeline.quantize.transforms.smoothing_search import SearchOptions, search
+from pipeline.quantize.transforms.smoothing_search import search
 from pipeline.quantize.weights.fake import fake_quantize, fake_quantize_weight
 from pipeline.types import Precision, QuantDType, QuantSpec, Range, Role
 from tests.quantize import graphs
@@ -75,14 +75,14 @@ def tapped(path: Path, feeds: dict[str, np.ndarray], tensors: list[str]) -> dict
 @pytest.mark.parametrize("shared", [False, True], ids=["folded into the norm", "explicit Mul"])
 @pytest.mark.parametrize("gemm", [False, True], ids=["MatMul", "Gemm"])
 @pytest.mark.parametrize("family", ["cpu", "gpu-int8"])
-@pytest.mark.parametrize("alpha", [None, 0.5, 1.0])
-def test_the_float_function_stays(tmp_path: Path, shared: bool, gemm: bool, family: str, alpha: float | None) -> None:
+@pytest.mark.parametrize("alpha", ["auto", 0.5, 1.0])
+def test_the_float_function_stays(tmp_path: Path, shared: bool, gemm: bool, family: str, alpha: str | float) -> None:
     path = normed(tmp_path / "m.onnx", shared=shared, gemm=gemm)
-    plan = plan_for(path, family, {"one", "two", "three"})
+    plan = plan_for(path, family, {"one", "two", "three"}, smooth=alpha)
     feeds = {"x": outlying(200)}
     model = models.load(path)
     extremes = tapped(path, feeds, [g.tensor for g in groups(model, plan)])
-    chosen = by_tensor(search(path, plan, extremes, [feeds], SearchOptions(alpha=alpha)))
+    chosen = by_tensor(search(path, plan, extremes, [feeds]))
     assert chosen
     before = len(model.graph)
     apply(model, chosen)
@@ -112,9 +112,9 @@ def test_an_rms_norm_s_gain_takes_the_scale_in(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["h", "w"], ["y"], name="one"),
     ]
     path = graphs.save(tmp_path / "m.onnx", nodes, [("x", ["b", WIDTH])], [("y", ["b", 24])], weights)
-    plan = plan_for(path, "cpu", {"one"})  # asymmetric: no shift
+    plan = plan_for(path, "cpu", {"one"}, smooth=0.8)  # asymmetric: no shift
     feeds = {"x": outlying(200)}
-    chosen = by_tensor(search(path, plan, tapped(path, feeds, ["h"]), [feeds], SearchOptions(alpha=0.8)))
+    chosen = by_tensor(search(path, plan, tapped(path, feeds, ["h"]), [feeds]))
     model = models.load(path)
     before = len(model.graph)
     assert apply(model, chosen) == ("h",)
@@ -129,10 +129,10 @@ def test_an_rms_norm_s_gain_takes_the_scale_in(tmp_path: Path) -> None:
 
 def test_alpha_moves_what_the_paper_s_formula_says(tmp_path: Path) -> None:
     path, weights = graphs.mlp(tmp_path / "m.onnx")
-    plan = plan_for(path, "cpu", {"up"})
+    plan = plan_for(path, "cpu", {"up"}, smooth=0.7)
     values = outlying(100)
     low, high = values.min(0), values.max(0)
-    found = search(path, plan, {"x": (low, high)}, [{"x": values}], SearchOptions(alpha=0.7))
+    found = search(path, plan, {"x": (low, high)}, [{"x": values}])
     amax = np.maximum(-low, high).astype(np.float64)
     amax = np.maximum(amax, np.quantile(amax, 0.75))  # the others are alike
     expected = amax**0.7 / np.abs(weights["w1"]).max(axis=1) ** 0.3
@@ -142,7 +142,7 @@ def test_alpha_moves_what_the_paper_s_formula_says(tmp_path: Path) -> None:
 
 def pick(values: np.ndarray, weight: np.ndarray, family: str, **more: object) -> Smoothing:
     from pipeline.policy.plan import PrecisionPlan
-    from pipeline.policy.planning import CPU_INT8, GPU_INT8
+    from pipeline.policy.formats import CPU_INT8, GPU_INT8
 
     form = CPU_INT8 if family == "cpu" else GPU_INT8
     plan = PrecisionPlan(family=family, elsewhere=Precision.FP32, formats={Precision.INT8: form})
@@ -359,7 +359,7 @@ def test_a_residual_add_reads_the_smoothed_pair_of_its_gemms(tmp_path: Path) -> 
     plan = plan_for(path, "gpu-int8", {"one", "two", "residual"})
     plan = replace(plan, nodes=tuple(replace(n, role=Role.RESIDUAL_ADD) if n.node == "residual" else n for n in plan))
     feeds = {"x": outlying(200)}
-    chosen = search(path, plan, tapped(path, feeds, ["n"]), [feeds], SearchOptions(alpha=0.8))
+    chosen = search(path, plan, tapped(path, feeds, ["n"]), [feeds])
     assert chosen[0].group.adds == ("residual",)
     model = models.load(path)
     assert apply(model, by_tensor(chosen)) == ("n",)  # the norm takes it in: nobody reads its output as it was

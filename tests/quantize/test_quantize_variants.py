@@ -10,7 +10,7 @@ import pytest
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
 from pipeline.policy.plan import NodePlan, PrecisionPlan
-from pipeline.policy.planning import CPU_INT8, GPU_FP8, GPU_INT8
+from pipeline.policy.formats import CPU_INT8, GPU_FP8, GPU_INT8
 from pipeline.quantize.insertion.sites import sites
 from pipeline.quantize.quantize import quantize
 from pipeline.quantize.ranges.choose import SiteRange

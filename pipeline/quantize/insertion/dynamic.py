@@ -65,7 +65,7 @@ class _Dynamic:
             entry, found = planned.get(node.name or ""), operands(node)
             if entry is None or found is None or found.weight is None:
                 continue
-            spec = self.plan.weight_spec(entry.precision, found.weight_shape(node), found.channel_axis)
+            spec = self.plan.weight_spec(entry)
             if self.plan.formats[entry.precision].activations is None:
                 self.names.weight(node, found, spec)
             elif found.weight_only:

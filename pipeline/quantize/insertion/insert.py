@@ -63,7 +63,7 @@ class Inserter:
             what = found[node.name]
             if what is None or what.weight is None:
                 continue
-            spec = self.plan.weight_spec(entry.precision, what.weight_shape(node), what.channel_axis)
+            spec = self.plan.weight_spec(entry)
             # TensorRT takes an INT8 constant only in front of a DequantizeLinear, and fuses that with the look-up.
             if what.weight_only and self.plan.family == "cpu":
                 self.table(node, what, spec)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from calibrators.collector import Request
 from pipeline.graph.operands import operands
-from pipeline.policy.planning import plan, smoothing_for
+from pipeline.policy.planning import plan
 from pipeline.quantize.insertion.sites import sites
 from pipeline.quantize.transforms.groups import groups
 from pipeline.recipe import PolicyConfig, Preset, RuleConfig
@@ -38,11 +38,16 @@ def requests(model: ir.Model, roles: dict[str, NodeRole], policies: Mapping[str,
         values = [*model.graph.inputs, *(v for n in model.graph for v in n.outputs)]
         tensors |= dict.fromkeys(v.name or "" for v in values if v.type == ir.TensorType(ir.DataType.FLOAT))
     found = [Request(tensor=t) for t in tensors]
-    smoothed = {f: p for f, p in policies.items() if smoothing_for(p) != "off"}
+    smoothed = {f: p for f, p in policies.items() if _smooths(p)}
     plans = [plan(model, roles, p, f) for f, policy in smoothed.items() for p in (_everything(model), policy)]
-    channels = dict.fromkeys((g.tensor, g.axis) for made in plans for g in groups(model, made))
+    channels = dict.fromkeys((g.tensor, g.axis) for made in plans for g in groups(model, made) if g.smooth != "off")
     found += [Request(tensor=t, statistic="channel_range", axis=axis) for t, axis in channels]
     return tuple(found)
+
+
+def _smooths(policy: PolicyConfig) -> bool:
+    """Whether some nodes may be smoothed."""
+    return policy.smooth != "off" or any(r.smooth not in (None, "off") for r in policy.rules)
 
 
 def _everything(model: ir.Model) -> PolicyConfig:

@@ -16,17 +16,18 @@ from pipeline.quantize.transforms.smoothing import F32, WORTH, Smoothing
 from pipeline.quantize.weights.awq import COLUMNS, search_scale
 from pipeline.quantize.weights.moments import Moments, Tap, fitting, moment_bytes, second_moments
 from pipeline.quantize.weights.rounding import RoundingOptions
-from pipeline.types import Feeds, Precision, Progress, silent
+from pipeline.types import Feeds, Progress, QuantSpec, silent
 
 
 def scaled_groups(model: ir.Model, plan: PrecisionPlan) -> tuple[Group, ...]:
-    """Return the products that AWQ scales, by the input they read: those whose weights alone are quantized.
+    """Return the products that AWQ scales, by the input they read: those that the plan rounds by it.
 
-    An input that other nodes quantize gets their scale. NF4 has no steps that a scale would make finer.
+    An input that other nodes quantize gets their scale.
     """
     smoothed = {g.tensor for g in groups(model, plan)}
+    rounding = {n.node: n.rounding for n in plan}
     found = groups(model, plan, weights_alone=True)
-    return tuple(g for g in found if g.tensor not in smoothed and g.precision is not Precision.NF4)
+    return tuple(g for g in found if g.tensor not in smoothed and rounding[g.nodes[0]] == "awq")
 
 
 def search(
@@ -65,8 +66,7 @@ def search(
 def _chosen(group: Group, plan: PrecisionPlan, products: Sequence[Product], seen: Moments) -> Smoothing:
     """Return the scale of one input; alpha ``None`` leaves it as it is."""
     first = products[0]
-    spec = plan.weight_spec(group.precision, first.shape, first.what.channel_axis)
-    found = search_scale(_columns(products), seen.centred[0], seen.magnitude[0] / max(seen.count, 1), spec)
+    found = search_scale(_columns(products, plan), seen.centred[0], seen.magnitude[0] / max(seen.count, 1))
     value, channels = first.node.inputs[0], len(found.scale)
     assert value is not None
     free = absorbable(value, group, channels, shifted=False)
@@ -82,13 +82,14 @@ def _chosen(group: Group, plan: PrecisionPlan, products: Sequence[Product], seen
     )
 
 
-def _columns(products: Sequence[Product]) -> F32:
-    """Return evenly spread output channels of all products together, ``[channels in, columns]``."""
+def _columns(products: Sequence[Product], plan: PrecisionPlan) -> list[tuple[F32, QuantSpec]]:
+    """Return evenly spread output channels of all products together, ``[channels in, columns]``, by how they are stored."""
+    specs = {n.node: plan.weight_spec(n) for n in plan.quantized()}
     widths = [p.shape[p.what.channel_axis or 0] for p in products]
     ends = np.cumsum([0, *widths])
     picked = np.unique(np.linspace(0, ends[-1] - 1, min(COLUMNS, int(ends[-1]))).astype(np.int64))
-    parts = []
+    parts: dict[QuantSpec, list[F32]] = {}
     for made, start, end in zip(products, ends[:-1], ends[1:], strict=True):
         own = picked[(picked >= start) & (picked < end)] - start
-        parts.append(made.weight()[0][:, own])
-    return np.concatenate(parts, axis=1)
+        parts.setdefault(specs[made.node.name or ""], []).append(made.weight()[0][:, own])
+    return [(np.concatenate(part, axis=1), spec) for spec, part in parts.items()]

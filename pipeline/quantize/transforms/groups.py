@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -24,6 +25,7 @@ class Group:
         precision: What they compute in.
         adds: Quantized residual adds that read the tensor too: they get it back from the smoothed pair.
         axis: The channel axis: -1, or 1 of convolutions.
+        smooth: The alpha that the plan wants, ``auto`` for one that is searched, ``off`` for none.
     """
 
     tensor: str
@@ -31,6 +33,7 @@ class Group:
     precision: Precision
     adds: tuple[str, ...] = ()
     axis: int = -1
+    smooth: Literal["off", "auto"] | float = "auto"
 
 
 def groups(model: ir.Model, plan: PrecisionPlan, *, weights_alone: bool = False) -> tuple[Group, ...]:
@@ -45,7 +48,7 @@ def groups(model: ir.Model, plan: PrecisionPlan, *, weights_alone: bool = False)
         weights_alone: The groups whose tensor stays in high precision, in place of those that quantize it.
     """
     entries = {n.node: n for n in plan.quantized()}
-    found: dict[str, list[tuple[Product, Precision]]] = {}
+    found: dict[str, list[tuple[Product, NodePlan]]] = {}
     adds: dict[str, list[str]] = {}
     for node in model.graph:
         entry, made = entries.get(node.name or ""), product(node)
@@ -58,17 +61,18 @@ def groups(model: ir.Model, plan: PrecisionPlan, *, weights_alone: bool = False)
             continue
         value = node.inputs[0]
         assert value is not None
-        found.setdefault(value.name or "", []).append((made, entry.precision))
+        found.setdefault(value.name or "", []).append((made, entry))
     made_groups = []
     for tensor, readers in found.items():
         group = Group(
             tensor=tensor,
             nodes=tuple(made.node.name or "" for made, _ in readers),
-            precision=readers[0][1],
+            precision=readers[0][1].precision,
             adds=tuple(adds.get(tensor, ())) if plan.family != "cpu" else (),
             axis=readers[0][0].channel_axis,
+            smooth="off" if readers[0][1].smooth is None else readers[0][1].smooth,
         )
-        alike = len({(precision, made.channel_axis) for made, precision in readers}) == 1
+        alike = len({(entry.precision, made.channel_axis) for made, entry in readers}) == 1
         if alike and (group.axis == -1 or _is_cheap(group, readers[0][0], plan, entries)):
             made_groups.append(group)
     return tuple(made_groups)

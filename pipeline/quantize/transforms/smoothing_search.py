@@ -14,7 +14,6 @@ from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.products import Product, Reading, product_of
 from pipeline.quantize.transforms.groups import Group, absorbable, groups
 from pipeline.quantize.transforms.smoothing import (
-    ALPHAS,
     F32,
     WORTH,
     WORTH_EXPLICIT,
@@ -36,13 +35,11 @@ class SearchOptions:
     """How to search.
 
     Attributes:
-        alpha: The one exponent to use everywhere; ``None`` tries :data:`pipeline.quantize.transforms.smoothing.ALPHAS` and none.
         mask: The input that is 0 at padding; padding is left out.
         threads: Threads for ONNX Runtime; 0 is one per core.
         memory_bytes: Rows held at once; more groups are searched in several passes over the samples.
     """
 
-    alpha: float | None = None
     mask: str | None = None
     threads: int = 0
     memory_bytes: int = 1 << 30
@@ -56,21 +53,23 @@ def search(
     options: SearchOptions = SearchOptions(),
     progress: Progress = silent,
 ) -> tuple[Smoothing, ...]:
-    """Return what was chosen for every group of ``plan``.
+    """Return what was chosen for every group of ``plan`` that is smoothed.
+
+    A group takes the alpha that the plan gives it, or of :data:`pipeline.quantize.transforms.smoothing.ALPHAS` and none the
+    one of least error.
 
     Args:
         path: The canonical FP32 model.
         plan: What is quantized, and in which formats.
         extremes: Tensor to the smallest and largest value of each channel on all calibration data, ``[channels]``.
         feeds: A few calibration batches.
-        options: Exponents, padding, threads, memory.
+        options: Padding, threads, memory.
         progress: Told of every group under ``smooth``.
     """
     model = models.load(path)
     nodes = {n.name: n for n in model.graph}
-    wanted = [g for g in groups(model, plan) if g.tensor in extremes and np.isfinite(extremes[g.tensor]).all()]
-    forced = options.alpha is not None
-    how = ChoiceOptions(alphas=ALPHAS if options.alpha is None else (options.alpha,), forced=forced)
+    found = [g for g in groups(model, plan) if g.smooth != "off"]
+    wanted = [g for g in found if g.tensor in extremes and np.isfinite(extremes[g.tensor]).all()]
     products = {g.tensor: [product_of(nodes[name]) for name in g.nodes] for g in wanted}
     chosen = []
     for part in _parts(wanted, products, options.memory_bytes):
@@ -79,17 +78,16 @@ def search(
             chosen.append(
                 choose(
                     group, plan, samples.pop(group.tensor), extremes[group.tensor],
-                    options=_options(how, nodes, group, products[group.tensor]),
+                    options=_options(nodes, group, products[group.tensor]),
                 )
             )  # fmt: skip
             progress("smooth", len(chosen), len(wanted))
     return tuple(chosen)
 
 
-def _options(
-    how: ChoiceOptions, nodes: Mapping[str | None, ir.Node], group: Group, products: Sequence[Product]
-) -> ChoiceOptions:
+def _options(nodes: Mapping[str | None, ir.Node], group: Group, products: Sequence[Product]) -> ChoiceOptions:
     """Return what may be tried for one group."""
+    how = ChoiceOptions(alphas=(group.smooth,), forced=True) if isinstance(group.smooth, float) else ChoiceOptions()
     if group.axis == -1:
         return replace(how, apart=not how.forced and _may_part(nodes, group))
     value = products[0].node.inputs[0]

@@ -8,6 +8,7 @@ cut off; both by the error of the outputs. With ``H = X^T X`` that is ``trace(dW
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,14 +58,13 @@ def input_scale(magnitude: F64, alpha: float) -> F32:
     return scale
 
 
-def search_scale(weight: F32, gram: F64, magnitude: F64, spec: QuantSpec) -> Choice:
+def search_scale(weights: Sequence[tuple[F32, QuantSpec]], gram: F64, magnitude: F64) -> Choice:
     """Return the scale of least output error, of weights that are rounded to nearest.
 
     Args:
-        weight: Some output channels of all products that read the input, ``[channels in, columns]``.
+        weights: Some output channels of all products that read the input, ``[channels in, columns]``, by how they are stored.
         gram: The input's second moments, ``[channels in, channels in]``.
         magnitude: The input's mean ``|x|``, ``[channels in]``.
-        spec: How the weights are stored.
     """
     moments = (gram / max(float(np.diagonal(gram).mean()), 1e-30)).astype(np.float32)
 
@@ -73,9 +73,9 @@ def search_scale(weight: F32, gram: F64, magnitude: F64, spec: QuantSpec) -> Cho
 
     def error(scale: F32) -> float:
         factor = scale[:, None]
-        return energy(fake_quantize_weight(weight * factor, spec) / factor - weight)
+        return sum(energy(fake_quantize_weight(weight * factor, spec) / factor - weight) for weight, spec in weights)
 
-    whole = max(energy(weight), 1e-30)
+    whole = max(sum(energy(weight) for weight, _ in weights), 1e-30)
     tried = [(error(input_scale(magnitude, alpha)) / whole, alpha) for alpha in ALPHAS]
     least, alpha = min(tried)
     return Choice(alpha=alpha, scale=input_scale(magnitude, alpha), error=least, plain_error=tried[0][0])

@@ -1,4 +1,4 @@
-"""Round the weights of one variant with GPTQ or AWQ and keep them in a folder, one file a weight.
+"""Round the weights of one variant with GPTQ or AWQ, as the plan says for each, and keep them in a folder, one file a weight.
 
 Both here minimize the error about its mean, because the mean error is a constant for each output channel, which the bias
 takes up exactly (bias correction, Nagel et al. 2019, section 4.2). That matters most where the input is far from zero on
@@ -12,21 +12,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from pipeline import model as models
-from pipeline.policy.plan import PrecisionPlan
+from pipeline.policy.plan import NodePlan, PrecisionPlan
 from pipeline.quantize.products import Product, Reading, product
 from pipeline.quantize.weights.awq import clipped_scales
 from pipeline.quantize.weights.fake import nearest
 from pipeline.quantize.weights.gptq import gptq, refine
 from pipeline.quantize.weights.moments import F64, Moments, Tap, fitting, moment_bytes, second_moments
 from pipeline.quantize.weights.weight import IR_DTYPES, QuantizedWeight, block_scales, channel_scales, lowest
-from pipeline.types import WEIGHT_ONLY, Array, Feeds, Precision, Progress, QuantDType, QuantSpec, silent
+from pipeline.types import Array, Feeds, Progress, QuantDType, QuantSpec, silent
 
 INDEX = "index.json"
 
@@ -36,13 +35,11 @@ class RoundingOptions:
     """How to round.
 
     Attributes:
-        method: ``gptq``, or ``awq``: to nearest in clipped blocks, of weights that were scaled before and are quantized alone.
         mask: The input that is 0 at padding; padding is left out of the second moments.
         threads: Threads for ONNX Runtime; 0 is one per core.
         memory_bytes: Second moments held at once; more need several passes over the data.
     """
 
-    method: Literal["gptq", "awq"] = "gptq"
     mask: str | None = None
     threads: int = 0
     memory_bytes: int = 1 << 30
@@ -56,21 +53,23 @@ def round_weights(
     options: RoundingOptions = RoundingOptions(),
     progress: Progress = silent,
 ) -> int:
-    """Write every quantized MatMul, Gemm and Conv weight of ``plan`` that the method rounds; return how many.
+    """Write every quantized MatMul, Gemm and Conv weight of ``plan`` that GPTQ or AWQ rounds; return how many.
+
+    AWQ here rounds to nearest in clipped blocks; it scaled the inputs before, in the float model.
 
     Weights whose files are in the folder already are left as they are: so a rounding that was killed goes on.
-    A weight that several nodes read stays with round-to-nearest, as NF4 does, whose codes are no steps of a scale.
+    A weight that several nodes read stays with round-to-nearest.
 
     Args:
         path: The float model.
-        plan: What is quantized.
+        plan: What is quantized, and how each weight is rounded.
         data: Calibration batches, read once for every part that fits the memory.
         folder: Where ``index.json`` and one ``.npz`` a weight (``weight``, ``scale`` and ``correction`` float32) go.
         options: Padding, threads, memory.
         progress: Told of every weight under ``round``.
     """
     model = models.load(path)
-    wanted = _wanted(model, plan, options.method)
+    wanted = _wanted(model, plan)
     folder.mkdir(parents=True, exist_ok=True)
     every = [made.node.name or "" for products in wanted.values() for made, _ in products]
     index = {node: f"{number:05}.npz" for number, node in enumerate(every)}
@@ -79,7 +78,7 @@ def round_weights(
     progress("round", done, len(index))
     sizes = {key: moment_bytes(products[0][0]) for key, products in wanted.items()}
     for part in fitting(sizes, options.memory_bytes):
-        left = {key: [(made, spec) for made, spec in wanted[key] if made.node.name not in before] for key in part}
+        left = {key: [(made, entry) for made, entry in wanted[key] if made.node.name not in before] for key in part}
         if not any(left.values()):
             continue
         # All of the part is tapped: a session with other outputs may sum in another order.
@@ -90,8 +89,11 @@ def round_weights(
         moments = second_moments(tap, data, readings)
         for key in part:
             seen = moments.pop(key)
-            for found, spec in left[key]:
-                made = _ROUND[options.method](found, spec, seen.centred, plan.scale_dtype, signed=plan.signed_scales)
+            for found, entry in left[key]:
+                spec = plan.weight_spec(entry)
+                made = _ROUND[entry.rounding or ""](
+                    found, spec, seen.centred, plan.scale_dtype, signed=plan.signed_scales
+                )
                 _write(found, spec, seen, made, folder / index[found.node.name or ""])
                 done += 1
                 progress("round", done, len(index))
@@ -122,23 +124,21 @@ def read_index(folder: Path) -> dict[str, str]:
     return found
 
 
-_Wanted = dict[tuple[str, Reading], list[tuple[Product, QuantSpec]]]
+_Wanted = dict[tuple[str, Reading], list[tuple[Product, NodePlan]]]
 
 
-def _wanted(model: ir.Model, plan: PrecisionPlan, method: str) -> _Wanted:
+def _wanted(model: ir.Model, plan: PrecisionPlan) -> _Wanted:
     """Return the products to round by the tensor they read and how they read it."""
-    rounded = {Precision.INT8, Precision.FP8, *WEIGHT_ONLY} if method == "gptq" else {*WEIGHT_ONLY}
-    precisions = {n.node: n.precision for n in plan.quantized() if n.precision in rounded - {Precision.NF4}}
+    entries = {n.node: n for n in plan.quantized() if n.rounding in _ROUND}
     uses = Counter(v for n in model.graph.all_nodes() for v in n.inputs if v is not None and v.is_initializer())
     found: _Wanted = {}
     for node in model.graph:
-        precision, made = precisions.get(node.name or ""), product(node)
-        if precision is None or made is None or made.what.weight is None:
+        entry, made = entries.get(node.name or ""), product(node)
+        if entry is None or made is None or made.what.weight is None:
             continue
-        spec = plan.weight_spec(precision, made.shape, made.what.channel_axis)
         weight, value = node.inputs[made.what.weight], node.inputs[0]
         if weight is not None and value is not None and uses[weight] == 1:
-            found.setdefault((value.name or "", made.reading), []).append((made, spec))
+            found.setdefault((value.name or "", made.reading), []).append((made, entry))
     return found
 
 
