@@ -117,13 +117,13 @@ def give_methods(found: Sequence[Candidate], nodes: dict[str, NodePlan], methods
 
 
 def _own(candidate: Candidate, precision: Precision, key: str, methods: Methods) -> Asked:
-    """Return what one node would get if it had to agree with no other."""
+    """Return what one node would get if it had to agree with no other: the rule's, the policy's, or nothing."""
     alone = weight_only(precision, methods.policy, methods.family).weights if precision in WEIGHT_ONLY else None
     block = None if alone is None else alone.block
     default = {"smooth": methods.smooth, "rounding": methods.rounding, "block_size": block}[key]
-    wanted = asked(methods.policy, candidate, key, default)
-    if not untaken(candidate, precision, key, wanted.value, methods.family, dynamic=methods.dynamic):
-        return wanted
+    for wanted in (asked(methods.policy, candidate, key, default), Asked(value=default)):
+        if not untaken(candidate, precision, key, wanted.value, methods.family, dynamic=methods.dynamic):
+            return wanted
     return Asked(value={"smooth": None, "rounding": "rtn", "block_size": block}[key])
 
 

@@ -19,7 +19,7 @@ def rounding_options(run: Run, mask: str | None) -> RoundingOptions:
 def no_data(method: str) -> RecipeError:
     """Return the error of a method that has no samples to look at."""
     return RecipeError(
-        f"{method} rounding needs calibration data, and the recipe names none.",
+        f"{method} needs calibration data, and the recipe names none.",
         where="policy.rounding",
         fix="Give --calibration DATA, or set rounding to rtn, in the policy and its rules.",
     )

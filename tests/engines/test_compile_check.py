@@ -14,7 +14,8 @@ from engines.layer_log import parse_layers
 from pipeline.errors import EngineError
 from pipeline.quantize.quantize import quantize
 from tests.quantize.graphs import cnn, mlp, save
-from tests.quantize.test_quantize_variants import plan_for, ranges_for
+from tests.quantize.planning import plan_for
+from tests.quantize.test_quantize_variants import ranges_for
 
 needs_rtx = pytest.mark.skipif(not available(), reason="needs pip install '.[rtx]'")
 

@@ -18,7 +18,8 @@ from pipeline.errors import EngineError
 from pipeline.quantize.quantize import quantize
 from pipeline.types import Precision
 from tests.quantize.graphs import mlp
-from tests.quantize.test_quantize_variants import plan_for, ranges_for
+from tests.quantize.planning import plan_for
+from tests.quantize.test_quantize_variants import ranges_for
 
 pytestmark = pytest.mark.gpu
 SHAPES = {"x": (64, 32)}

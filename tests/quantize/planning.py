@@ -10,8 +10,8 @@ import onnx
 from calibrators.sketch import Sketch
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
-from pipeline.policy.plan import NodePlan, PrecisionPlan
 from pipeline.policy.formats import CPU_INT8, GPU_INT8
+from pipeline.policy.plan import NodePlan, PrecisionPlan
 from pipeline.quantize.insertion.sites import Site, sites
 from pipeline.quantize.quantize import Quantized, quantize
 from pipeline.quantize.ranges.choose import SiteRange

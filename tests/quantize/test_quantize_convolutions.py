@@ -21,8 +21,8 @@ from pipeline.quantize.transforms.smoothing_search import search
 from pipeline.recipe import parse
 from pipeline.types import Role
 from tests.quantize import graphs
+from tests.quantize.planning import plan_for
 from tests.quantize.planning import plan_for as planned
-from tests.quantize.test_quantize_variants import plan_for
 
 DRAW = np.random.default_rng
 CHANNELS = 16

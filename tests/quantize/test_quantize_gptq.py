@@ -207,7 +207,7 @@ def test_a_rounding_that_was_killed_goes_on_to_the_same_bytes(
     """A pass over the data for each weight, or one for both: what is rounded is not rounded again."""
     path, _ = graphs.mlp(tmp_path / "m.onnx")
     model = models.load(path)
-    policy = PolicyConfig.model_validate({"rules": BOTH})
+    policy = PolicyConfig.model_validate({"rules": BOTH, "rounding": "gptq"})
     made = plan(model, find_roles(model), policy, "gpu-int8")
     feeds = [{"x": correlated(64, 32).astype(np.float32)}]
     options = RoundingOptions(threads=1, memory_bytes=memory_bytes)

@@ -27,7 +27,7 @@ from pipeline.quantize.transforms.smoothing_search import search
 from pipeline.quantize.weights.fake import fake_quantize, fake_quantize_weight
 from pipeline.types import Precision, QuantDType, QuantSpec, Range, Role
 from tests.quantize import graphs
-from tests.quantize.test_quantize_variants import plan_for
+from tests.quantize.planning import plan_for
 
 WIDTH = 32
 
@@ -141,8 +141,8 @@ def test_alpha_moves_what_the_paper_s_formula_says(tmp_path: Path) -> None:
 
 
 def pick(values: np.ndarray, weight: np.ndarray, family: str, **more: object) -> Smoothing:
-    from pipeline.policy.plan import PrecisionPlan
     from pipeline.policy.formats import CPU_INT8, GPU_INT8
+    from pipeline.policy.plan import PrecisionPlan
 
     form = CPU_INT8 if family == "cpu" else GPU_INT8
     plan = PrecisionPlan(family=family, elsewhere=Precision.FP32, formats={Precision.INT8: form})
@@ -356,7 +356,7 @@ def test_nothing_is_multiplied_apart_where_it_would_part_a_kernel(tmp_path: Path
 
 def test_a_residual_add_reads_the_smoothed_pair_of_its_gemms(tmp_path: Path) -> None:
     path = normed(tmp_path / "m.onnx", shared=True, gemm=False)
-    plan = plan_for(path, "gpu-int8", {"one", "two", "residual"})
+    plan = plan_for(path, "gpu-int8", {"one", "two", "residual"}, smooth=0.8)
     plan = replace(plan, nodes=tuple(replace(n, role=Role.RESIDUAL_ADD) if n.node == "residual" else n for n in plan))
     feeds = {"x": outlying(200)}
     chosen = search(path, plan, tapped(path, feeds, ["n"]), [feeds])

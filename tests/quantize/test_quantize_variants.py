@@ -9,30 +9,14 @@ import pytest
 
 from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
-from pipeline.policy.plan import NodePlan, PrecisionPlan
-from pipeline.policy.formats import CPU_INT8, GPU_FP8, GPU_INT8
+from pipeline.policy.formats import GPU_FP8
+from pipeline.policy.plan import PrecisionPlan
 from pipeline.quantize.insertion.sites import sites
 from pipeline.quantize.quantize import quantize
 from pipeline.quantize.ranges.choose import SiteRange
-from pipeline.types import Precision, Range, Role
+from pipeline.types import Precision, Range
 from tests.quantize.graphs import cnn, fake_quantize, fake_quantize_weight, mlp
-
-
-def plan_for(path: Path, family: str, quantized: set[str], **options) -> PrecisionPlan:
-    elsewhere = Precision.FP16 if family.startswith("gpu") else Precision.FP32
-    nodes = tuple(
-        NodePlan(
-            node=n.name,
-            op_type=n.op_type,
-            role=Role.OTHER,
-            block=None,
-            precision=Precision.INT8 if n.name in quantized else elsewhere,
-            rule="test",
-        )
-        for n in models.load(path).graph
-    )
-    formats = {Precision.INT8: CPU_INT8 if family == "cpu" else GPU_INT8}
-    return PrecisionPlan(family=family, elsewhere=elsewhere, formats=formats, nodes=nodes, **options)
+from tests.quantize.planning import plan_for
 
 
 def ranges_for(path: Path, plan: PrecisionPlan, known: dict[str, tuple[float, float]]) -> list[SiteRange]:
