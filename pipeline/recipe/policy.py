@@ -175,7 +175,7 @@ class PolicyConfig(Section):
     preset: Annotated[Preset, BeforeValidator(_alias)] = Preset.INT8
     """The policy to start from."""
     rules: tuple[RuleConfig, ...] = ()
-    """Applied after the preset, in order; for each thing that is set, the last match wins."""
+    """Applied after the preset, in order; for each thing that is set, the last match wins: ``{role: ffn_down, smooth: 0.85}``."""
     skip: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Stays in high precision whatever the rules say: module names (``lm_head``, ``embed_tokens``) or globs over node names, those of torch modules too where its exporter kept them beside its own. One that names nothing is told."""
     outlier_threshold: float | None = Field(default=None, gt=1)

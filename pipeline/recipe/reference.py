@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline.recipe import ALIASES, NOT_YET, Method, Preset, Recipe, RuleConfig
 from pipeline.recipe.section import Section
-from pipeline.recipe.text import choices_of, keys_of, section_of
+from pipeline.recipe.text import choices_of, keys_of, leaves_of, section_of
 from pipeline.types import Role
 
 _HEAD = """\
@@ -151,7 +151,8 @@ def _item(field: FieldInfo) -> type[BaseModel] | None:
 def _type(field: FieldInfo) -> str:
     choices = choices_of(field.annotation)
     if choices:
-        return f"one of {', '.join(choices)}" if not {*Role} <= {*choices} else "a role or a family of roles"
+        more = f", or a {_TYPES[float]}" if float in leaves_of(field.annotation) else ""
+        return f"one of {', '.join(choices)}{more}" if not {*Role} <= {*choices} else "a role or a family of roles"
     bounds = [f"{sign} {getattr(m, k)}" for m in field.metadata for k, sign in _BOUNDS.items() if hasattr(m, k)]
     return " ".join([_type_name(field.annotation), *bounds])
 

@@ -137,7 +137,7 @@ def is_switch(dotted: str, recipe: type[BaseModel]) -> bool:
 def _value(text: str, field: FieldInfo | None) -> Any:
     if field is None:
         return text
-    leaves = set(_leaves(field.annotation))
+    leaves = set(leaves_of(field.annotation))
     if text in ("null", "~") and type(None) in leaves:
         return None
     if leaves & {str, Path} and not set(_origins(field.annotation)) & {tuple, list, dict}:
@@ -262,8 +262,9 @@ def _origins(annotation: Any) -> Iterator[Any]:
             yield from _origins(part)
 
 
-def _leaves(annotation: Any) -> Iterator[Any]:
+def leaves_of(annotation: Any) -> Iterator[Any]:
+    """Yield the types that a field takes, without what holds them together."""
     if get_origin(annotation) is None:
         yield annotation
     for part in get_args(annotation):
-        yield from _leaves(part)
+        yield from leaves_of(part)

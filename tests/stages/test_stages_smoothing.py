@@ -87,12 +87,11 @@ def test_an_extracted_layer_is_compared_with_the_graph_that_it_was_quantized_fro
         assert 10 * np.log10(np.square(expected).sum() / np.square(got - expected).sum()) > 20, node
 
 
-def test_off_needs_no_data_again(tmp_path: Path) -> None:
+def test_what_nobody_speaks_of_is_smoothed_where_nobody_knows_the_tensors_as_they_were() -> None:
     from pipeline.recipe import parse as parsed
     from pipeline.stages.smoothing import may_smooth
 
     source = {"onnx": "m.onnx"}
-    assert not may_smooth(parsed({"source": source, "policy": {"smooth": "off"}}))
-    assert may_smooth(parsed({"source": source, "policy": {"smooth": "auto"}}))
+    assert not may_smooth(parsed({"source": source}))
     assert may_smooth(parsed({"source": source, "calibration": {"data": "c.npz"}}))
     assert not may_smooth(parsed({"source": source, "calibration": {"data": "c.npz", "cache": "a.cache"}}))
