@@ -1,7 +1,7 @@
-"""Methods: how a planned node's input is smoothed, its weight rounded, and how many weights share a scale.
+"""Methods: how a planned node's input is smoothed or parted, its weight rounded, and how many weights share a scale.
 
 The policy says it for all nodes, rules for those that they match. Nodes that must agree get what the last rule that matches
-any of them says: GEMMs and convolutions that read one tensor share its scales (smoothing, AWQ), and query, key and value
+any of them says: GEMMs and convolutions that read one tensor share its scales (smoothing, AWQ) and its outliers, and query, key and value
 projections that TensorRT merges into one GEMM share its blocks.
 """
 
@@ -69,6 +69,9 @@ def untaken(
     if key == "smooth":
         alone = "its weight alone is quantized" if precision in WEIGHT_ONLY else ""
         return alone or ("its range is found at run time" if dynamic else "")
+    if key == "llm_int8_threshold":
+        alone = "its weight alone is quantized" if precision in WEIGHT_ONLY else ""
+        return alone or ("" if dynamic else "calibration fixes its range")
     if key == "block_size":
         blocked = precision in BLOCKED and (precision is not Precision.W8A16 or family == "cpu")
         return "" if blocked else f"the blocks of {precision.upper()} weights have no other size on {family}"
@@ -120,11 +123,16 @@ def _own(candidate: Candidate, precision: Precision, key: str, methods: Methods)
     """Return what one node would get if it had to agree with no other: the rule's, the policy's, or nothing."""
     alone = weight_only(precision, methods.policy, methods.family).weights if precision in WEIGHT_ONLY else None
     block = None if alone is None else alone.block
-    default = {"smooth": methods.smooth, "rounding": methods.rounding, "block_size": block}[key]
+    default = {
+        "smooth": methods.smooth,
+        "rounding": methods.rounding,
+        "block_size": block,
+        "llm_int8_threshold": methods.policy.llm_int8_threshold,
+    }[key]
     for wanted in (asked(methods.policy, candidate, key, default), Asked(value=default)):
         if not untaken(candidate, precision, key, wanted.value, methods.family, dynamic=methods.dynamic):
             return wanted
-    return Asked(value={"smooth": None, "rounding": "rtn", "block_size": block}[key])
+    return Asked(value={"rounding": "rtn", "block_size": block}.get(key))
 
 
 def _agreeing(
@@ -138,6 +146,8 @@ def _agreeing(
     together: list[list[Candidate]] = []
     if key == "smooth":
         together = by_input(c for c in products if own[c.name].value is not None)
+    elif key == "llm_int8_threshold":
+        together = by_input(c for c in products if nodes[c.name].precision not in WEIGHT_ONLY)
     elif key == "rounding":
         # AWQ scales the input, and with it the weights of all that read it.
         scaled = by_input(c for c in products if nodes[c.name].precision in SCALED)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from engines.target import INT4_BLOCKS
+from pipeline.recipe import METHODS
 from pipeline.types import BFLOAT16, Precision, QuantDType, QuantSpec, Role
 
 CPU_BLOCKS = (32, 64, 128)
@@ -33,6 +34,7 @@ class NodePlan:
             that it multiplies by a constant weight is quantized.
         rounding: How its weight is rounded; ``None`` where it multiplies by no quantized constant.
         block_size: Weights along the summed axis that share a scale; ``None`` is all of an output channel.
+        llm_int8_threshold: Columns of its dynamic activation that exceed it in a batch are multiplied in float; ``None`` for none.
     """
 
     node: str
@@ -44,6 +46,7 @@ class NodePlan:
     smooth: Literal["off", "auto"] | float | None = None
     rounding: Literal["rtn", "gptq", "awq"] | None = None
     block_size: int | None = None
+    llm_int8_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,6 @@ class PrecisionPlan:
         elsewhere: What nodes that are not quantized compute in unless their own entry says otherwise.
         dynamic: Activation ranges are computed at run time.
         per_token: Dynamic activations have a scale for each token.
-        llm_int8_threshold: Columns of a dynamic activation that exceed it in a batch are multiplied in float.
         formats: Storage for each quantized precision in use.
         nodes: Every node of the main graph, in topological order.
     """
@@ -76,7 +78,6 @@ class PrecisionPlan:
     elsewhere: Precision
     dynamic: bool = False
     per_token: bool = False
-    llm_int8_threshold: float | None = None
     formats: Mapping[Precision, Format] = field(default_factory=dict)
     nodes: tuple[NodePlan, ...] = ()
 
@@ -114,7 +115,7 @@ class PrecisionPlan:
 
     def reading(self, *methods: str) -> str:
         """Return as JSON what a stage reads that looks at these methods of the nodes and no others, for its cache key."""
-        left = {"rule", "smooth", "rounding", "block_size"}.difference(methods)
+        left = {"rule", *METHODS}.difference(methods)
         whole = asdict(self)
         whole["nodes"] = [{k: v for k, v in node.items() if k not in left} for node in whole["nodes"]]
         return json.dumps(whole, ensure_ascii=False)
@@ -140,7 +141,6 @@ class PrecisionPlan:
             elsewhere=Precision(raw["elsewhere"]),
             dynamic=raw["dynamic"],
             per_token=raw.get("per_token", False),
-            llm_int8_threshold=raw.get("llm_int8_threshold"),
             formats=formats,
             nodes=nodes,
         )

@@ -136,7 +136,6 @@ def plan(
         elsewhere=elsewhere,
         dynamic=dynamic,
         per_token=dynamic and policy.activations == "dynamic-per-token",
-        llm_int8_threshold=policy.llm_int8_threshold if dynamic else None,
         formats=formats,
         nodes=tuple(nodes.values()),
     )

@@ -88,7 +88,7 @@ Smooth = Annotated[
     BeforeValidator(_switch),
 ]
 Rounding = Literal["rtn", "gptq", "awq"]
-METHODS = ("smooth", "rounding", "block_size")
+METHODS = ("smooth", "rounding", "block_size", "llm_int8_threshold")
 """What a rule sets beside a precision; the policy's key of the same name is for nodes that no rule speaks of."""
 BLOCKED = (Precision.INT4, Precision.NF4, Precision.W8A16)
 """Precisions whose block the recipe sizes; FP4's blocks hold 16."""
@@ -113,6 +113,8 @@ class RuleConfig(Section):
     """As ``policy.rounding``, for the weights of these nodes."""
     block_size: Literal[32, 64, 128] | None = None
     """As ``policy.block_size``, for the weights of these nodes (int4, nf4, and on ``cpu`` w8a16)."""
+    llm_int8_threshold: float | None = Field(default=None, gt=0)
+    """As ``policy.llm_int8_threshold``, for what these nodes read; all that read one tensor share it."""
 
     @property
     def methods(self) -> dict[str, Any]:
@@ -141,6 +143,8 @@ class RuleConfig(Section):
             raise ValueError(f"smooth is for quantized activations, and {precision} quantizes weights alone")
         if self.block_size is not None and precision not in BLOCKED:
             raise ValueError(f"block_size is for {', '.join(BLOCKED)}, and the rule sets precision: {precision}")
+        if self.llm_int8_threshold is not None and precision is not Precision.INT8:
+            raise ValueError(f"llm_int8_threshold is for int8, and the rule sets precision: {precision}")
         if self.rounding == "awq" and precision not in SCALED:
             raise ValueError(f"rounding: awq is for {', '.join(SCALED)}, and the rule sets precision: {precision}")
         if self.rounding == "gptq" and precision is Precision.NF4:
@@ -206,7 +210,8 @@ class PolicyConfig(Section):
 
     @model_validator(mode="after")
     def _threshold(self) -> Self:
-        if self.llm_int8_threshold is not None and self.activations == "static":
+        wanted = [self.llm_int8_threshold, *(r.llm_int8_threshold for r in self.rules)]
+        if any(value is not None for value in wanted) and self.activations == "static":
             raise ValueError(
                 "llm_int8_threshold looks for outliers at run time: set activations to dynamic or dynamic-per-token"
             )

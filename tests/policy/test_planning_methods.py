@@ -142,6 +142,15 @@ def test_awq_is_for_all_that_read_the_tensor_and_gptq_for_one() -> None:
     assert [entry(made, n).rounding for n in ("query", "key", "value")] == ["gptq", "rtn", "rtn"]
 
 
+def test_a_tensor_s_outliers_are_those_of_all_that_read_it() -> None:
+    rule = {"role": "attention_query", "llm_int8_threshold": 4.0}
+    made = planned("cpu", rule, activations="dynamic-per-token", llm_int8_threshold=6.0)
+    assert methods(made, "llm_int8_threshold", *QKV) == {4.0}
+    assert methods(made, "llm_int8_threshold", "ffn_down", "linear") == {6.0}
+    assert methods(planned("cpu", rule, activations="dynamic"), "llm_int8_threshold", "ffn_down") == {None}
+    assert [n.code for n in said("cpu", rule, activations="dynamic")] == ["rule-method-shared"]
+
+
 def test_merged_projections_share_their_blocks_on_gpus_alone() -> None:
     rule = {"role": "attention_query", "block_size": 64}
     for family, expected in (("cpu", [64, 128, 128]), ("gpu-int4", [64, 64, 64])):
@@ -169,6 +178,7 @@ def test_a_block_that_does_not_divide_gives_way_to_a_smaller_one_that_does() -> 
         ("cpu", {"name": "down", "smooth": 0.5}, {"preset": "int4"}, "its weight alone is quantized"),
         ("cpu", {"name": "down", "smooth": 0.5}, {"activations": "dynamic"}, "its range is found at run time"),
         ("cpu", {"name": "down", "rounding": "gptq"}, {"activations": "dynamic"}, "where activations are dynamic"),
+        ("gpu-int8", {"name": "down", "llm_int8_threshold": 6}, {"activations": "dynamic"}, "calibration fixes its range"),
         ("cpu", {"name": "sum", "rounding": "gptq"}, {}, "it computes in FP32"),
         ("cpu", {"name": "down", "block_size": 32}, {"preset": "int8"}, "the blocks of INT8 weights"),
         ("gpu-w8a16", {"name": "down", "block_size": 32}, {"preset": "w8a16"}, "no other size on gpu-w8a16"),
@@ -204,7 +214,7 @@ def test_a_table_takes_no_rounding_and_it_is_said() -> None:
 @pytest.mark.parametrize(
     ("rule", "match"),
     [
-        ({"role": "ffn"}, "at least one thing to set: precision, smooth, rounding, block_size"),
+        ({"role": "ffn"}, "at least one thing to set: precision, smooth, rounding, block_size, llm_int8_threshold"),
         ({"smooth": 0.5}, "at least one of role, op_type, name"),
         ({"role": "ffn", "smooth": 1.5}, "smooth: 1.5"),
         ({"role": "ffn", "rounding": "awk"}, "rtn.*gptq.*awq"),
@@ -215,6 +225,8 @@ def test_a_table_takes_no_rounding_and_it_is_said() -> None:
         ({"role": "ffn", "precision": "int4", "smooth": "auto"}, "smooth is for quantized activations"),
         ({"role": "ffn", "precision": "int8", "rounding": "awq"}, "awq is for w8a16, int4, fp4"),
         ({"role": "ffn", "rounding": "awq"}, "awq is for weights alone; take int4, fp4 or w8a16"),
+        ({"role": "ffn", "llm_int8_threshold": 6.0}, "set activations to dynamic"),
+        ({"role": "ffn", "precision": "int4", "llm_int8_threshold": 6.0}, "llm_int8_threshold is for int8"),
         ({"role": "ffn", "precision": "nf4", "rounding": "gptq"}, "nf4 is rounded to its nearest code"),
         ({"role": "ffn", "precision": "fp16", "rounding": "gptq"}, "rounding is for quantized nodes"),
     ],

@@ -21,7 +21,7 @@ from pipeline.types import Precision, Range, Role
 def plan_for(
     path: Path, family: str, quantized: set[str], *, high: set[str] = frozenset(), roles=None, **options
 ) -> PrecisionPlan:
-    smooth = options.pop("smooth", "auto")
+    smooth, threshold = options.pop("smooth", "auto"), options.pop("llm_int8_threshold", None)
     elsewhere = options.pop("elsewhere", Precision.FP16 if family.startswith("gpu") else Precision.FP32)
     nodes = tuple(
         NodePlan(
@@ -32,6 +32,7 @@ def plan_for(
             precision=Precision.INT8 if n.name in quantized else Precision.FP32 if n.name in high else elsewhere,
             rule="test",
             smooth=smooth if n.name in quantized else None,
+            llm_int8_threshold=threshold if n.name in quantized else None,
         )
         for n in models.load(path).graph
     )

@@ -149,6 +149,19 @@ def test_blocks_of_a_role_s_own_size_in_a_gpu_s_dequantize_linear(inputs: Path, 
     assert len(found) == 12
 
 
+def test_outliers_of_one_role_are_multiplied_in_float_and_the_rest_is_as_it_was(inputs: Path, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"activations": "dynamic-per-token"}
+    rule = {"role": "ffn_down", "llm_int8_threshold": 0.5}
+    names = {}
+    for name, rules, threshold in (("ruled", [rule], None), ("none", [], None), ("every", [], 0.5)):
+        variants = built(inputs, tmp_path / name, *rules, **common, llm_int8_threshold=threshold)
+        names[name] = {n.name for n in onnx.load(variants / "cpu/model.onnx").graph.node}
+    apart = {n for n in names["every"] if n.endswith("_outliers")}
+    assert len(apart) == 12
+    assert {n for n in names["ruled"] if n.endswith("_outliers")} == {n for n in apart if is_down(n)} != set()
+    assert names["none"] < names["ruled"] < names["every"]
+
+
 def test_a_changed_rule_runs_what_reads_it_again_and_nothing_before(inputs: Path, tmp_path: Path) -> None:
     def again(*rules: dict[str, Any]) -> set[str]:
         return set(fresh(run(recipe(inputs, policy={"rules": list(rules)}, targets=["cpu"]), tmp_path / "b")))

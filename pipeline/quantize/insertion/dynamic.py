@@ -71,13 +71,13 @@ class _Dynamic:
             elif found.weight_only:
                 self.names.table(node, found, spec)
             else:
-                self._product(node, found, spec)
+                self._product(node, found, spec, entry.llm_int8_threshold)
         self.names.drop_unused()
 
-    def _product(self, node: ir.Node, found: Operands, spec: QuantSpec) -> None:
+    def _product(self, node: ir.Node, found: Operands, spec: QuantSpec, threshold: float | None) -> None:
         base, new = node.name or "", Chain(self.names)
         integer, weight_scale, zero = self._weight(node, found, spec)
-        activation = self._activation(node, found.weight_shape(node)[1 - (found.channel_axis or 0)])
+        activation = self._activation(node, found.weight_shape(node)[1 - (found.channel_axis or 0)], threshold)
         quantized, scale, zero_point = activation.quantized
         scales = new.add("Mul", [scale, weight_scale], f"{base}_scales")
         product = new.add("MatMulInteger", [quantized, integer, zero_point, zero], f"{base}_integer", ir.DataType.INT32)
@@ -97,16 +97,16 @@ class _Dynamic:
         self.graph.insert_before(node, new.nodes)
         self.names.supplant(node, result)
 
-    def _activation(self, node: ir.Node, width: int) -> _Activation:
-        """Return what is made of the node's input, whose rows have ``width`` values; once for all its readers."""
+    def _activation(self, node: ir.Node, width: int, threshold: float | None) -> _Activation:
+        """Return what is made of the node's input, whose rows have ``width`` values; once for all its readers, whose threshold is one."""
         value = node.inputs[0]
         assert value is not None
         key = value.name or ""
         if key not in self.activations:
             new = Chain(self.names)
             kept, outliers, row = value, None, None
-            if self.plan.llm_int8_threshold is not None:
-                kept, outliers = self._separated(new, value, width, self.plan.llm_int8_threshold)
+            if threshold is not None:
+                kept, outliers = self._separated(new, value, width, threshold)
             if self.plan.per_token:
                 row = row_largest(new, kept, key)
                 kept = new.add("Div", [kept, row], f"{key}_by_row")
