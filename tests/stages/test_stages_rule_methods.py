@@ -156,9 +156,9 @@ def test_outliers_of_one_role_are_multiplied_in_float_and_the_rest_is_as_it_was(
     for name, rules, threshold in (("ruled", [rule], None), ("none", [], None), ("every", [], 0.5)):
         variants = built(inputs, tmp_path / name, *rules, **common, llm_int8_threshold=threshold)
         names[name] = {n.name for n in onnx.load(variants / "cpu/model.onnx").graph.node}
-    apart = {n for n in names["every"] if n.endswith("_outliers")}
+    apart = {n for n in names["every"] if n.endswith("_with_outliers")}
     assert len(apart) == 12
-    assert {n for n in names["ruled"] if n.endswith("_outliers")} == {n for n in apart if is_down(n)} != set()
+    assert {n for n in names["ruled"] if n.endswith("_with_outliers")} == {n for n in apart if is_down(n)} != set()
     assert names["none"] < names["ruled"] < names["every"]
 
 
