@@ -14,6 +14,7 @@ from engines.onnxruntime import OnnxRuntimeRunner
 from pipeline import model as models
 from pipeline.graph.prepare import prepare
 from pipeline.quantize.insertion.sites import sites
+from pipeline.quantize.transforms import smoothing_search
 from pipeline.quantize.transforms.groups import Group, groups
 from pipeline.quantize.transforms.smooth import apply
 from pipeline.quantize.transforms.smoothing import (
@@ -138,6 +139,25 @@ def test_alpha_moves_what_the_paper_s_formula_says(tmp_path: Path) -> None:
     expected = amax**0.7 / np.abs(weights["w1"]).max(axis=1) ** 0.3
     # Scales matter only relative to each other: one factor for all of them changes no rounding.
     np.testing.assert_allclose(found[0].scale / found[0].scale[0], expected / expected[0], rtol=1e-5)
+
+
+def test_some_outputs_of_a_large_weight_choose_what_all_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest weight of each channel is that of all outputs, also where it is not among those that are tried."""
+    draw = np.random.default_rng(6)
+    weight = draw.normal(size=(WIDTH, 600)).astype(np.float32)
+    weight[3, 1] = 40.0  # not tried
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    path = graphs.save(tmp_path / "m.onnx", [node], [("x", ["b", WIDTH])], [("y", ["b", 600])], {"w": weight})
+    values = outlying(512)
+    plan, extremes = plan_for(path, "gpu-int8", {"product"}), {"x": (values.min(axis=0), values.max(axis=0))}
+    (whole,) = search(path, plan, extremes, [{"x": values}])
+    monkeypatch.setattr(smoothing_search, "TRIED", 1)
+    monkeypatch.setattr(smoothing_search, "LEAST_OUTPUTS", 60)
+    (some,) = search(path, plan, extremes, [{"x": values}])
+    assert (some.alpha, some.shifted) == (whole.alpha, whole.shifted) != (None, False)
+    np.testing.assert_array_equal(some.scale, whole.scale)
+    assert some.error == pytest.approx(whole.error, rel=0.3)
+    assert some.error != whole.error
 
 
 def pick(values: np.ndarray, weight: np.ndarray, family: str, **more: object) -> Smoothing:

@@ -113,18 +113,23 @@ class Part:
 
     Attributes:
         samples: Some rows, float32 ``[groups, rows, products summed]``.
-        weight: float32 ``[groups, products summed, outputs]``.
+        weight: float32 ``[groups, products summed, outputs]``; some outputs of a large weight.
+        largest: The largest magnitude of every row of the weight, of all outputs, float32 ``[groups, products summed]``.
         channels: The tensor's channel that each row of the weight multiplies, ``[groups, products summed]``.
     """
 
     samples: F32
     weight: F32
+    largest: F32
     channels: npt.NDArray[np.int64]
 
     @classmethod
-    def of_gemm(cls, samples: F32, weight: F32) -> Part:
+    def of_gemm(cls, samples: F32, weight: F32, largest: F32 | None = None) -> Part:
         """Return the part of GEMMs that read ``samples`` ``[rows, channels]``."""
-        return cls(samples=samples[None], weight=weight[None], channels=np.arange(len(weight))[None])
+        most = np.abs(weight).max(axis=1) if largest is None else largest
+        return cls(
+            samples=samples[None], weight=weight[None], largest=most[None], channels=np.arange(len(weight))[None]
+        )
 
 
 def choose(
@@ -244,12 +249,12 @@ class _Trial:
         self.largest = np.zeros(len(extremes[0]), np.float32)
         """The largest weight of every channel."""
         for part in parts:
-            np.maximum.at(self.largest, part.channels.reshape(-1), np.abs(part.weight).max(axis=2).reshape(-1))
+            np.maximum.at(self.largest, part.channels.reshape(-1), part.largest.reshape(-1))
 
     def of(self, kept: npt.NDArray[np.int64]) -> _Trial:
         """Return the trial of some channels of GEMMs alone; errors stay relative to the whole output."""
         low, high = self.extremes
-        parts = [Part.of_gemm(p.samples[0][:, kept], p.weight[0][kept]) for p in self.parts]
+        parts = [Part.of_gemm(p.samples[0][:, kept], p.weight[0][kept], p.largest[0][kept]) for p in self.parts]
         return _Trial(parts, (low[kept], high[kept]), self.form, self.energy)
 
     def errors(self, scale: F32, shift: F32) -> tuple[float, float]:

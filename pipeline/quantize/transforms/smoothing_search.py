@@ -28,6 +28,10 @@ from pipeline.types import Feeds, Progress, silent
 
 ROWS = 1024
 """Rows that are kept of what a node multiplies."""
+TRIED = 3 << 19
+"""Weights that one trial multiplies, about: a trial then takes as long on a large GEMM as on BERT's."""
+LEAST_OUTPUTS = 256
+"""Outputs that are tried at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +81,7 @@ def search(
         for group in part:
             chosen.append(
                 choose(
-                    group, plan, samples.pop(group.tensor), extremes[group.tensor],
+                    group, plan, list(_multiplied(products[group.tensor], samples)), extremes[group.tensor],
                     options=_options(nodes, group, products[group.tensor]),
                 )
             )  # fmt: skip
@@ -131,8 +135,8 @@ def _parts(
 
 def _samples(
     path: Path, products: Mapping[str, Sequence[Product]], feeds: Sequence[Feeds], options: SearchOptions
-) -> dict[str, list[Part]]:
-    """Return up to :data:`ROWS` rows of what is multiplied, with the weights of the nodes that read them alike."""
+) -> dict[tuple[str, Reading], F32]:
+    """Return up to :data:`ROWS` rows of what is multiplied, by tensor and how it is read, float32 ``[groups, rows, products summed]``."""
     tap = Tap(path, list(products), mask=options.mask, threads=options.threads)
     readings = {tensor: list(dict.fromkeys(p.reading for p in found)) for tensor, found in products.items()}
     kept: dict[tuple[str, Reading], list[F32]] = {(t, r): [] for t, found in readings.items() for r in found}
@@ -142,14 +146,31 @@ def _samples(
             limit = room if reading.window is None else min(room, -(-ROWS // len(feeds)))
             if room > 0:
                 kept[tensor, reading].append(reading.rows(array, mask, limit))
-    return {
-        tensor: [
-            Part(
-                samples=np.concatenate(kept[tensor, reading], axis=1),
-                weight=np.concatenate([p.weight() for p in found if p.reading == reading], axis=2),
-                channels=next(p.channels for p in found if p.reading == reading),
-            )
-            for reading in readings[tensor]
-        ]
-        for tensor, found in products.items()
-    }
+    return {key: np.concatenate(rows, axis=1) for key, rows in kept.items()}
+
+
+def _multiplied(products: Sequence[Product], samples: dict[tuple[str, Reading], F32]) -> Iterator[Part]:
+    """Yield what the products of one tensor multiply, those that read it alike together; takes their rows out of ``samples``.
+
+    Of a large weight only some outputs are tried, evenly spread: the errors of outputs are alike and add up.
+    """
+    tensor = products[0].node.inputs[0]
+    name = (tensor.name if tensor is not None else None) or ""
+    for reading in dict.fromkeys(p.reading for p in products):
+        alike = [p for p in products if p.reading == reading]
+        tried, largest = zip(*(_tried(p.weight(), len(alike)) for p in alike), strict=True)
+        yield Part(
+            samples=samples.pop((name, reading)),
+            weight=np.concatenate(tried, axis=2),
+            largest=np.max(largest, axis=0),
+            channels=alike[0].channels,
+        )
+
+
+def _tried(weight: F32, shared: int) -> tuple[F32, F32]:
+    """Return the outputs of a weight that are tried, and every row's largest magnitude over all outputs."""
+    outputs = weight.shape[2]
+    most = max(LEAST_OUTPUTS, TRIED // (weight.shape[0] * weight.shape[1]))
+    count = min(outputs, -(-most // shared))
+    columns = np.linspace(0, outputs - 1, count).round().astype(np.int64)
+    return weight[:, :, columns], np.abs(weight).max(axis=2)
