@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.policy.formats import weight_only
+from pipeline.policy.formats import FP4_BLOCK, weight_only
 from pipeline.policy.plan import NodePlan, fitted
 from pipeline.policy.rules import Candidate, conditions
 from pipeline.policy.sharing import by_input, merged_projections
@@ -73,8 +73,10 @@ def untaken(
         alone = "its weight alone is quantized" if precision in WEIGHT_ONLY else ""
         return alone or ("" if dynamic else "calibration fixes its range")
     if key == "block_size":
+        if precision is Precision.FP4:
+            return f"blocks of FP4 weights hold {FP4_BLOCK}"
         blocked = precision in BLOCKED and (precision is not Precision.W8A16 or family == "cpu")
-        return "" if blocked else f"the blocks of {precision.upper()} weights have no other size on {family}"
+        return "" if blocked else f"{precision.upper()} weights have one scale for each output channel"
     if value == "rtn":
         return ""
     if dynamic:

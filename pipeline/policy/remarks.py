@@ -32,8 +32,8 @@ def remark(
     """
     seen = seen or Evidence()
     for index, config in enumerate(policy.rules):
-        _remark_rule(plan, found, config, where=f"policy.rules[{index}]")
-        _remark_methods(plan, found, policy, index)
+        if _remark_rule(plan, found, config, where=f"policy.rules[{index}]"):
+            _remark_methods(plan, found, policy, index)
     _remark_policy(plan, policy, seen)
     names = sorted({name for c in found for name in c.names})
     for pattern in policy.skip:
@@ -68,11 +68,13 @@ def remark(
         )
 
 
-def _remark_rule(plan: PrecisionPlan, found: tuple[Candidate, ...], config: RuleConfig, where: str) -> None:
+def _remark_rule(plan: PrecisionPlan, found: tuple[Candidate, ...], config: RuleConfig, where: str) -> bool:
+    """Say why a rule has no effect; return whether it may have one."""
     matched = [c for c in found if all(conditions(config, c).values())]
     if not matched:
         notice("rule-unmatched", f"The rule {config} matches no node: {_unmet(found, config)}", where=where)
-    elif config.precision is not None and config.precision.quantized:
+        return False
+    if config.precision is not None and config.precision.quantized:
         refused = {e.node: e.rule for e in plan if e.rule.startswith("not quantizable")}
         if all(c.name in refused for c in matched):
             notice(
@@ -81,6 +83,8 @@ def _remark_rule(plan: PrecisionPlan, found: tuple[Candidate, ...], config: Rule
                 f"{matched[0].name} is {refused[matched[0].name]}",
                 where=where,
             )
+            return False
+    return True
 
 
 def _remark_policy(plan: PrecisionPlan, policy: PolicyConfig, seen: Evidence) -> None:
@@ -121,8 +125,8 @@ def _remark_methods(plan: PrecisionPlan, found: tuple[Candidate, ...], policy: P
             first = (refused or list(why))[0]
             notice(
                 "rule-method-unused",
-                f"The rule {config} sets {key} for {len(refused) or len(own)} {'quantized ' if refused else ''}nodes that do not take it; "
-                f"for {first}, {why[first]}",
+                f"The rule {config} sets {key} for {len(refused) or len(own)} {'quantized ' if refused else ''}nodes that do not take it "
+                f"in the variant {plan.family}; for {first}, {why[first]}",
                 where=where,
             )
     followers = [e.node for e in plan if f"recipe {config} {SHARES}" in e.rule]

@@ -180,9 +180,9 @@ def test_a_block_that_does_not_divide_gives_way_to_a_smaller_one_that_does() -> 
         ("cpu", {"name": "down", "rounding": "gptq"}, {"activations": "dynamic"}, "where activations are dynamic"),
         ("gpu-int8", {"name": "down", "llm_int8_threshold": 6}, {"activations": "dynamic"}, "calibration fixes its range"),
         ("cpu", {"name": "sum", "rounding": "gptq"}, {}, "it computes in FP32"),
-        ("cpu", {"name": "down", "block_size": 32}, {"preset": "int8"}, "the blocks of INT8 weights"),
-        ("gpu-w8a16", {"name": "down", "block_size": 32}, {"preset": "w8a16"}, "no other size on gpu-w8a16"),
-        ("gpu-fp4", {"name": "down", "block_size": 32}, {"preset": "fp4"}, "the blocks of FP4 weights"),
+        ("cpu", {"name": "down", "block_size": 32}, {"preset": "int8"}, "INT8 weights have one scale for each output channel"),
+        ("gpu-w8a16", {"name": "down", "block_size": 32}, {"preset": "w8a16"}, "W8A16 weights have one scale for each output channel"),
+        ("gpu-fp4", {"name": "down", "block_size": 32}, {"preset": "fp4"}, "blocks of FP4 weights hold 16"),
         ("cpu", {"role": "linear", "rounding": "gptq"}, {}, "several nodes read its weight"),
     ],
 )  # fmt: skip
@@ -195,10 +195,19 @@ def test_what_a_node_does_not_take_is_said_and_left_as_it_was(
     rules = (other, rule)
     (notice,) = said(family, *rules, **keys)
     assert notice.code == "rule-method-unused"
+    assert f"that do not take it in the variant {family}; for " in notice.message
     assert why in notice.message
     assert notice.where == "policy.rules[1]"
     plain, made = planned(family, other, **keys), planned(family, *rules, **keys)
     assert made == plain
+
+
+def test_a_rule_whose_precision_no_node_can_have_is_said_once_and_not_for_each_method() -> None:
+    model, roles = projections()
+    asked = policy({"name": "sum", "precision": "int4", "rounding": "awq", "block_size": 64})
+    with collecting() as found:
+        remark(plan(model, roles, asked, "cpu"), candidates(model, roles), asked)
+    assert [n.code for n in found if n.code.startswith("rule-")] == ["rule-not-quantizable"]
 
 
 def test_a_table_takes_no_rounding_and_it_is_said() -> None:
