@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/bench/work"))
     parser.add_argument("--samples", type=int, default=64, help="calibration samples")
     parser.add_argument("--share", type=float, default=0.75, help="least share of the GEMM FLOPs in INT8")
+    parser.add_argument("--sqnr", type=float, default=27, help="SQNR to reach on calibration samples, dB")
     peers.add_arguments(parser, "nncf")
     given = parser.parse_args()
     model = given.models / "minilm.onnx"
@@ -37,12 +38,12 @@ def main() -> None:
     print_header("Mixed precision", "benchmarks.mixed", [f"calibrated on {given.samples} samples"])
     rows, chosen = [], []
     for rounding in ("rtn", "gptq"):
-        for share in (None, given.share):
-            title = f"ours, {rounding}" + (f", low_share {share:g}" if share else "")
+        for bound in ({}, {"low_share": given.share}, {"sqnr_db": given.sqnr}):
+            title = ", ".join([f"ours, {rounding}", *(f"{key} {value:g}" for key, value in bound.items())])
             progress(title)
-            path, cost = _ours(model, given, rounding, share)
+            path, cost = _ours(model, given, rounding, bound)
             rows.append([title, *_figures(bench, path, cost)])
-            if share:
+            if "low_share" in bound:
                 chosen = _chosen(path.with_name("mixed_precision.json"))
     products = [n.name for n in onnx.load(model).graph.node if n.op_type in ("MatMul", "Gemm")]
     weighted = _weighted(model)
@@ -57,14 +58,14 @@ def main() -> None:
     print_table(["method", "held-out SQNR, dB", "cosine", "GEMM FLOPs in INT8", "CPU s", "peak RSS, MB"], rows)
 
 
-def _ours(model: Path, given: argparse.Namespace, rounding: str, share: float | None) -> tuple[Path, Cost]:
-    folder = given.work / f"mixed.{rounding}.{share}"
+def _ours(model: Path, given: argparse.Namespace, rounding: str, bound: dict[str, float]) -> tuple[Path, Cost]:
+    folder = given.work / ".".join(["mixed", rounding, *bound])
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "pipeline", "quantize", str(model), "--precision", "int8", "--target", "a100"]
     command += ["--calibration", str(given.models / "minilm_calib.npz"), "--samples", str(given.samples)]
     command += ["--policy.rounding", rounding, "-o", str(folder)]
-    if share:
-        command += ["--policy.mixed_precision.low_share", str(share)]
+    for key, value in bound.items():
+        command += [f"--policy.mixed_precision.{key}", str(value)]
     cost = measured(command)
     (path,) = folder.glob("variants/gpu-*/model.onnx")
     return path, cost

@@ -70,23 +70,7 @@ def publish_builds(
     if forbidden:
         why = ", ".join(f"{name} {verdict}" for name, verdict in forbidden.items())
         return Published(repository=None, exit_code=3, summary=f"nothing was published: the verdict on {why}")
-    lines = []
-    asked = found.recipe.triton.ensemble != "none"
-    front = next(filter(None, (front_of(folder / SERVING) for folder in found.folders)), {}) if asked else {}
-    for model, config in _models(found, chosen, split=split):
-        folder = write_repository(out, model=model, config=config)
-        served = ", ".join(f"{c}: {plan.target}" for c, plan in sorted(model.engines.items())) or "cpu"
-        lines.append(f"{folder.name} ({model.backend}; {served})")
-        if front:
-            lines.append(f"{write_ensemble(out, model, config, front)[-1]} (ensemble)")
-    if found.recipe.triton.ensemble != "none" and not front:
-        notice(
-            "no-ensemble",
-            f"No build kept its tokenizer or preprocessing (the folder {SERVING}), so the ensemble is left out. Build one again.",
-            where="triton.ensemble",
-        )
-    if found.recipe.triton.build_at_load:
-        lines += _at_load(found, out)
+    lines = _written(found, out, chosen, split=split)
     if not lines:
         raise PublishError(
             "None of these builds holds an engine that Triton serves.",
@@ -99,6 +83,26 @@ def publish_builds(
         notice(problem.rule, problem.message, where=problem.where)
     summary = "\n".join([f"published to {out}:", *(f"  {line}" for line in lines)])
     return Published(repository=out, exit_code=0, summary=summary)
+
+
+def _written(found: Gathered, out: Path, chosen: Sequence[str], *, split: bool) -> list[str]:
+    """Write every model, and the ensembles around them; return what to say of each."""
+    lines = []
+    asked = found.recipe.triton.ensemble != "none"
+    front = next(filter(None, (front_of(folder / SERVING) for folder in found.folders)), {}) if asked else {}
+    for model, config in _models(found, chosen, split=split):
+        folder = write_repository(out, model=model, config=config)
+        served = ", ".join(f"{c}: {plan.target}" for c, plan in sorted(model.engines.items())) or "cpu"
+        lines.append(f"{folder.name} ({model.backend}; {served})")
+        if front:
+            lines.append(f"{write_ensemble(out, model, config, front)[-1]} (ensemble)")
+    if asked and not front:
+        notice(
+            "no-ensemble",
+            f"No build kept its tokenizer or preprocessing (the folder {SERVING}), so the ensemble is left out. Build one again.",
+            where="triton.ensemble",
+        )
+    return [*lines, *(_at_load(found, out) if found.recipe.triton.build_at_load else [])]
 
 
 def _at_load(found: Gathered, out: Path) -> list[str]:

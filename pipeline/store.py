@@ -175,6 +175,22 @@ class Store:
         again = self._rerun or self._starts_here(name)
         return not again and self._good_record(name, self._key(name, inputs, outputs)) is not None
 
+    def forget(self, name: str) -> None:
+        """Remove a stage's result and what was begun of it: the files would be taken for those of this build."""
+        with self.locked():
+            try:
+                files = list(json.loads(self._record_path(name).read_text(encoding="utf-8"))["files"])
+            except (OSError, ValueError, KeyError, TypeError):
+                files = []  # no result, or half a record
+            with _writing(self.directory):
+                for begun in self._begun.glob(f"{name.replace('/', '.')}.*"):
+                    _remove(begun)
+                for file in files:
+                    (self.directory / file).unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # only a folder that holds nothing else goes
+                        (self.directory / file).parent.rmdir()
+                self._record_path(name).unlink(missing_ok=True)
+
     def sha256(self, path: Path) -> str:
         """Return the SHA-256 (hex) of one file, remembered as long as the file does not change."""
         return self._hashes.of_file(path)

@@ -131,6 +131,23 @@ def test_what_was_begun_for_other_inputs_or_is_forced_is_not_used(tmp_path, inpu
     assert len(list((tmp_path / ".begun").iterdir())) == 1
 
 
+def test_what_is_forgotten_is_gone_with_what_was_begun_of_it(tmp_path):
+    run(Store(tmp_path), Counted(), name="write/cpu")
+    run(Store(tmp_path), Counted(), name="write/cpu-more", outputs=("more/a.txt", "out/a.txt")[1:])
+    produce = Halting()
+    with pytest.raises(RuntimeError):
+        attempt(Store(tmp_path), produce, {"x": 1})
+    (tmp_path / "out/mine.txt").write_text("kept")
+    for name in ("write/cpu", "long/cpu", "never"):
+        Store(tmp_path).forget(name)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    assert not (tmp_path / ".begun").exists()
+    assert sorted(p.name for p in (tmp_path / ".stages").glob("write*")) == ["write.cpu-more.json"]
+    again = Counted()
+    assert run(Store(tmp_path), again, name="write/cpu").fresh
+    assert again.runs == 1
+
+
 def test_order_of_keys_does_not_matter(tmp_path):
     produce = Counted()
     run(Store(tmp_path), produce, {"x": 1, "y": {"a": 1, "b": 2}})

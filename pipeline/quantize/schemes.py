@@ -107,34 +107,25 @@ def _blocks(size: int) -> Scheme:
     return Scheme(name=f"int8-block-{size}", weights=_INT8, activations=block, scales=Scales.BLOCK)
 
 
+def _at_run_time(name: str, activations: QuantSpec, scales: Scales, *, threshold: float | None = None) -> Scheme:
+    """Return a scheme whose scales are found at run time, which ONNX Runtime on a CPU executes."""
+    return Scheme(
+        name=name,
+        weights=_INT8,
+        activations=activations,
+        scales=scales,
+        threshold=threshold,
+        precision=Precision.INT8,
+        cpu=True,
+    )
+
+
 _TABLE = (
     Scheme(name="int8", weights=_INT8, activations=_INT8, precision=Precision.INT8, gpu=True),
     Scheme(name="uint8", weights=_INT8, activations=_UINT8, precision=Precision.INT8, cpu=True),
-    Scheme(
-        name="int8-dynamic",
-        weights=_INT8,
-        activations=_UINT8,
-        scales=Scales.BATCH,
-        precision=Precision.INT8,
-        cpu=True,
-    ),
-    Scheme(
-        name="int8-per-token",
-        weights=_INT8,
-        activations=_INT8,
-        scales=Scales.TOKEN,
-        precision=Precision.INT8,
-        cpu=True,
-    ),
-    Scheme(
-        name="llm-int8",
-        weights=_INT8,
-        activations=_INT8,
-        scales=Scales.TOKEN,
-        threshold=LLM_INT8_THRESHOLD,
-        precision=Precision.INT8,
-        cpu=True,
-    ),
+    _at_run_time("int8-dynamic", _UINT8, Scales.BATCH),
+    _at_run_time("int8-per-token", _INT8, Scales.TOKEN),
+    _at_run_time("llm-int8", _INT8, Scales.TOKEN, threshold=LLM_INT8_THRESHOLD),
     _blocks(128),
     _blocks(64),
     _blocks(32),

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def mixed(run: Run, draft: Variants | None) -> dict[str, dict[str, str]]:
         if not run.options.dry_run:
             # What an earlier run measured must not be taken for this build's.
             shutil.rmtree(run.directory / "draft", ignore_errors=True)
-            _forget(run, run.families)
+            for name in run.families:
+                run.forget("mixed", name)
         return {}
     inputs = models.inputs(models.load(draft.canonical.path))
     data = run.open(run.recipe.calibration, draft.exported, inputs)
@@ -77,7 +78,7 @@ def mixed(run: Run, draft: Variants | None) -> dict[str, dict[str, str]]:
                 "mixed-precision-unused",
                 f"The variant {name} has no quantized node that could go back to high precision.",
             )
-            _forget(run, [name])
+            run.forget("mixed", name)
             continue
         out = f"{run.folder(name)}/{HIGH}"
 
@@ -93,15 +94,10 @@ def mixed(run: Run, draft: Variants | None) -> dict[str, dict[str, str]]:
             "data": data.digest(),
             "section": section.model_dump(mode="json"),
         }
-        path = run.stage(f"mixed/{name}", key, [out], produce).paths[out]
+        path = run.stage(run.part("mixed", name), key, [out], produce).paths[out]
         result = json.loads(path.read_text(encoding="utf-8"))
         found[name] = _told(result, section, where=out)
     return found
-
-
-def _forget(run: Run, families: Iterable[str]) -> None:
-    for name in families:
-        (run.directory / run.folder(name) / HIGH).unlink(missing_ok=True)
 
 
 def _told(result: Mapping[str, Any], section: MixedPrecision, *, where: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from calibrators.collector import Statistics
 from pipeline import model as models
+from pipeline.errors import RecipeError
 from pipeline.graph.prepare import Prepared
 from pipeline.graph.roles import find_roles
 from pipeline.notices import notice
@@ -41,39 +42,18 @@ def plan(
     """
     plans = {}
     refused = read_overrides(run.directory / OVERRIDES)
-    judged = run.recipe.policy.outlier_threshold is not None
     # A dry run leaves a finished build as it is.
     dry = run.options.dry_run
     for name in run.families:
         out = f"{DRY_RUN}/{name}/precision_plan.json" if dry else f"{run.folder(name)}/precision_plan.json"
         overrides = {**high.get(name, {}), **{n: f"override: {why}" for n, why in refused.get(name, {}).items()}}
-        half = name.startswith("gpu")
-        costs_file = run.recipe.costs if name == "cpu" else None
-        if half and statistics is None and not dry:
-            notice("fp16-unchecked", "Without calibration data nothing says which tensors FP16 cannot hold.")
-        if judged and statistics is None:
-            notice("outliers-unchecked", "Without calibration statistics nothing says which tensors have outliers.")
+        _unchecked(run, name, statistics)
 
         def produce(
-            work: Path,
-            name: str = name,
-            out: str = out,
-            half: bool = half,
-            costs_file: Path | None = costs_file,
-            overrides: Mapping[str, str] = overrides,
+            work: Path, name: str = name, out: str = out, overrides: Mapping[str, str] = overrides
         ) -> dict[str, Any]:
             model = models.load(canonical.path)
-            roles, policy, costs = find_roles(model), run.policies[name], read_costs(costs_file)
-            largest = extents(statistics) if half and statistics is not None else {}
-            spread = outlier_ratios(statistics) if judged and statistics is not None else {}
-            seen = Evidence(
-                costs=costs,
-                extents=largest,
-                outliers=spread,
-                overrides=overrides,
-                smoothable=may_smooth(run.recipe),
-                data=run.recipe.calibration.data is not None,
-            )
+            roles, policy, seen = find_roles(model), run.policies[name], _evidence(run, name, statistics, overrides)
             made = make_plan(model, roles, policy, name, seen)
             if not run.drafts:
                 remark(made, candidates(model, roles), policy, seen)
@@ -88,15 +68,57 @@ def plan(
             "model": canonical.path,
             "policy": run.policies[name].model_dump(mode="json"),
             "family": name,
-            "costs": costs_file,
+            "costs": _costs(run, name),
             "overrides": overrides,
             "smoothable": may_smooth(run.recipe),
             "data": run.recipe.calibration.data is not None,
-            "statistics": run.directory / STATISTICS if (half or judged) and statistics is not None else None,
+            "statistics": run.directory / STATISTICS if _reads(run, name) and statistics is not None else None,
         }
         result = run.stage(f"dry-run/{name}" if dry else run.part("plan", name), inputs, [out], produce)
         plans[name] = PrecisionPlan.from_json(result.paths[out].read_text(encoding="utf-8"))
+        _refuse_without_data(run, plans[name])
     return plans
+
+
+def _costs(run: Run, family: str) -> Path | None:
+    return run.recipe.costs if family == "cpu" else None
+
+
+def _reads(run: Run, family: str) -> bool:
+    """Whether a family's plan depends on what calibration saw: FP16's range, and outliers where the policy asks for them."""
+    return family.startswith("gpu") or run.recipe.policy.outlier_threshold is not None
+
+
+def _unchecked(run: Run, family: str, statistics: Statistics | None) -> None:
+    if statistics is not None:
+        return
+    if family.startswith("gpu") and not run.options.dry_run:
+        notice("fp16-unchecked", "Without calibration data nothing says which tensors FP16 cannot hold.")
+    if run.recipe.policy.outlier_threshold is not None:
+        notice("outliers-unchecked", "Without calibration statistics nothing says which tensors have outliers.")
+
+
+def _evidence(run: Run, family: str, statistics: Statistics | None, overrides: Mapping[str, str]) -> Evidence:
+    judged = run.recipe.policy.outlier_threshold is not None
+    return Evidence(
+        costs=read_costs(_costs(run, family)),
+        extents=extents(statistics) if family.startswith("gpu") and statistics is not None else {},
+        outliers=outlier_ratios(statistics) if judged and statistics is not None else {},
+        overrides=overrides,
+        smoothable=may_smooth(run.recipe),
+        data=run.recipe.calibration.data is not None,
+    )
+
+
+def _refuse_without_data(run: Run, made: PrecisionPlan) -> None:
+    """Refuse GPTQ and AWQ without samples to look at, before any work, and in a dry run too."""
+    methods = {str(n.rounding) for n in made.quantized()} & {"gptq", "awq"}
+    if methods and run.recipe.calibration.data is None:
+        raise RecipeError(
+            f"{' and '.join(sorted(methods)).upper()} needs calibration data, and the recipe names none.",
+            where="policy.rounding",
+            fix="Give --calibration DATA, or set rounding to rtn, in the policy and its rules.",
+        )
 
 
 @step

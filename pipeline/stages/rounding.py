@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline import model as models
 from pipeline.policy.plan import PrecisionPlan
-from pipeline.quantize.weights.rounding import round_weights
+from pipeline.quantize.weights.rounding import RoundingOptions, round_weights
 from pipeline.sources.export import Exported
-from pipeline.stages.rounding_options import no_data, rounding_options
+from pipeline.stages.rounding_options import rounding_options
 from pipeline.stages.run import Run, step
 from pipeline.stages.smoothing import FloatGraph
 from pipeline.types import CalibrationData
@@ -20,18 +20,15 @@ def rounding(
     run: Run, exported: Exported, plans: dict[str, PrecisionPlan], floats: dict[str, FloatGraph]
 ) -> dict[str, Path]:
     """Folder of rounded weights of each family; families that round to nearest have none."""
-    methods = {name: {str(n.rounding) for n in made.quantized()} & {"gptq", "awq"} for name, made in plans.items()}
-    wanted = [name for name, found in methods.items() if found]
-    if not wanted:
-        return {}
-    inputs = models.inputs(models.load(next(iter(floats.values())).path))
-    data, mask = run.open(run.recipe.calibration, exported, inputs), run.mask(inputs)
-    options = rounding_options(run, mask)
-    found = {}
-    for name in wanted:
-        made = plans[name]
-        if data is None:
-            raise no_data(" and ".join(sorted(methods[name])).upper())
+    found: dict[str, Path] = {}
+    for name, made in plans.items():
+        if not {"gptq", "awq"} & {n.rounding for n in made.quantized()}:
+            run.forget("rounding", name)
+            continue
+        inputs = models.inputs(models.load(floats[name].path))
+        data, mask = run.open(run.recipe.calibration, exported, inputs), run.mask(inputs)
+        assert data is not None  # planning has seen to it
+        options = rounding_options(run, mask)
         out = f"{run.folder(name)}/rounding"
 
         def produce(
@@ -40,6 +37,7 @@ def rounding(
             graph: Path = floats[name].path,
             out: str = out,
             data: CalibrationData = data,
+            options: RoundingOptions = options,
         ) -> dict[str, Any]:
             return {"weights": round_weights(graph, made, data, work / out, options, run.progress)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.errors import RecipeError
 from pipeline.quantize.weights.rounding import RoundingOptions
 from pipeline.stages.run import Run
 
@@ -13,13 +12,4 @@ def rounding_options(run: Run, mask: str | None) -> RoundingOptions:
         mask=mask,
         threads=run.recipe.threads,
         memory_bytes=run.recipe.calibration.memory_mb << 20,
-    )
-
-
-def no_data(method: str) -> RecipeError:
-    """Return the error of a method that has no samples to look at."""
-    return RecipeError(
-        f"{method} needs calibration data, and the recipe names none.",
-        where="policy.rounding",
-        fix="Give --calibration DATA, or set rounding to rtn, in the policy and its rules.",
     )

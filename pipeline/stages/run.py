@@ -223,6 +223,11 @@ class Run:
         """Return the name of the part of a stage that makes this variant."""
         return f"{stage}/draft/{family}" if self.drafts else f"{stage}/{family}"
 
+    def forget(self, stage: str, family: str) -> None:
+        """Remove what an earlier run made of a variant in a stage that this recipe does not ask for; a dry run removes nothing."""
+        if not self.options.dry_run:
+            self.store.forget(self.part(stage, family))
+
     @property
     def executor(self) -> Executor:
         """What does the heavy work; a cluster is joined when it is first needed.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from calibrators.channel_range import ChannelRange
 from calibrators.collector import CollectOptions, Request, Statistics
 from pipeline import model as models
@@ -23,7 +25,7 @@ from pipeline.quantize.transforms.smoothing import F32, Smoothing, by_tensor, to
 from pipeline.quantize.transforms.smoothing_search import SearchOptions, search
 from pipeline.recipe import Recipe
 from pipeline.sources.export import Exported
-from pipeline.stages.rounding_options import no_data, rounding_options
+from pipeline.stages.rounding_options import rounding_options
 from pipeline.stages.run import STATISTICS, Run, step
 from pipeline.stages.tuning_samples import TUNING_SAMPLES, first_batches
 from pipeline.types import CalibrationData
@@ -73,6 +75,9 @@ def smooth(
         )
         if wanted.smooth or wanted.awq:
             found[name] = _scaled(run, exported, name, made, plain, wanted)
+        else:
+            run.forget("smooth", name)
+        _unscaled(model, made, name)
     return found
 
 
@@ -83,7 +88,11 @@ def _scaled(
     inputs = models.inputs(models.load(plain.path))
     data, mask = run.open(run.recipe.calibration, exported, inputs), run.mask(inputs)
     if data is None:
-        raise _no_data(wanted)
+        raise RecipeError(
+            "Smoothing needs the calibration data again, to see what it does to the activations.",
+            where="policy.smooth",
+            fix="Give --calibration DATA, or set policy.smooth to off.",
+        )
     folder, files = run.folder(name), ("float.onnx", "float.safetensors", "smoothing.json")
     graph, sketches, choices = outputs = [f"{folder}/{file}" for file in files]
 
@@ -135,14 +144,17 @@ def _scaled(
     )
 
 
-def _no_data(wanted: _Wanted) -> RecipeError:
-    if wanted.awq:
-        return no_data("AWQ")
-    return RecipeError(
-        "Smoothing needs the calibration data again, to see what it does to the activations.",
-        where="policy.smooth",
-        fix="Give --calibration DATA, or set policy.smooth to off.",
-    )
+def _unscaled(model: ir.Model, made: PrecisionPlan, family: str) -> None:
+    """Say which weights AWQ clips, but does not scale the input of."""
+    scaled = {node for group in scaled_groups(model, made) for node in group.nodes}
+    left = [n.node for n in made.quantized() if n.rounding == "awq" and n.node not in scaled]
+    if left:
+        notice(
+            "awq-not-scaled",
+            f"AWQ clips the blocks of {len(left)} weights and does not scale their inputs, which nodes that it does not round read too, "
+            f"such as {left[0]}'s.",
+            where=family,
+        )
 
 
 def _search_options(run: Run, mask: str | None) -> SearchOptions:

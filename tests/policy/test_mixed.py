@@ -94,3 +94,19 @@ def test_what_overflows_goes_first() -> None:
     found = choose(units, total, most_noise=1.0, spare=1e9)
     assert names(found.high) == ["b"]
     assert found.after == 1.0
+
+
+def test_steps_that_do_not_pay_in_the_end_are_taken_back() -> None:
+    """``b``'s error cancels most of ``a``'s: without ``a`` alone it is worse, without both it is best; ``c`` only cancels."""
+    units = [unit("a", 4.0), unit("b", 3.0), unit("c", 1.0)]
+    noise = {"abc": 2.0, "bc": 3.0, "c": 1.0, "": 1.5}
+
+    def measured(some: Sequence[Unit]) -> float:
+        return noise["".join(sorted(names(some)))]
+
+    found = choose(units, measured, most_noise=None, spare=1e9)
+    assert names(found.high) == ["a", "b"]
+    assert (found.before, found.after) == (2.0, 1.0)
+    noise = {"abc": 2.0, "bc": 3.0, "c": 3.0, "": 2.5}
+    found = choose(units, measured, most_noise=None, spare=1e9)
+    assert (found.high, found.after) == ((), 2.0)

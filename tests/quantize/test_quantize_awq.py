@@ -273,6 +273,56 @@ def test_smoothing_of_other_nodes_and_awq_stand_side_by_side(tmp_path: Path) -> 
     assert error(tmp_path / "b/variants/gpu-int8/model.onnx", tmp_path) < 0.02
 
 
+def two_formats(folder: Path, first: str) -> dict[str, object]:
+    """A recipe of ``normed`` with INT4 weights, but for the first of the two GEMMs that read the norm."""
+    np.savez(folder / "data.npz", x=np.random.default_rng(7).normal(size=(300, WIDTH)).astype(np.float32))
+    rules = [{"name": n, "precision": p} for n, p in (("one", first), ("two", "int4"), ("three", "int4"))]
+    return {
+        "source": {"onnx": str(normed(folder / "m.onnx"))},
+        "calibration": {"data": str(folder / "data.npz"), "samples": 300, "method": "minmax"},
+        "policy": {"preset": "int4", "rules": rules, "rounding": "awq"},
+        "targets": ["a100"],
+    }
+
+
+def test_weights_in_two_formats_share_the_scale_of_their_input(tmp_path: Path) -> None:
+    recipe = two_formats(tmp_path, "w8a16")
+    with collecting() as notices:
+        build(parse(recipe), tmp_path / "b", options=BuildOptions(until="quantize"))
+    (folder,) = (tmp_path / "b/variants").iterdir()
+    chosen = json.loads((folder / "smoothing.json").read_text())
+    assert [sorted(c["nodes"]) for c in chosen] == [["one", "two"], ["three"]]
+    assert chosen[0]["error"] < 0.8 * chosen[0]["plain_error"]
+    assert "awq-not-scaled" not in {n.code for n in notices}
+    assert error(folder / "model.onnx", tmp_path) < 0.02
+
+
+def test_inputs_that_awq_does_not_scale_are_counted(tmp_path: Path) -> None:
+    recipe = two_formats(tmp_path, "int8")
+    with collecting() as notices:
+        build(parse(recipe), tmp_path / "b", options=BuildOptions(until="quantize"))
+    (said,) = [n.message for n in notices if n.code == "awq-not-scaled"]
+    assert "1 weights" in said
+    assert "two's" in said
+
+
+def test_a_dry_run_refuses_what_the_build_would(tmp_path: Path) -> None:
+    recipe = two_formats(tmp_path, "int4") | {"calibration": {}}
+    with pytest.raises(RecipeError, match="AWQ needs calibration data"):
+        build(parse(recipe), tmp_path / "b", options=BuildOptions(dry_run=True))
+
+
+def test_another_rounding_leaves_nothing_of_this_one(tmp_path: Path) -> None:
+    folder = made(tmp_path, "b", "a100", "int4", rounding="awq") / "variants/gpu-int4"
+    files = {"float.onnx", "float.safetensors", "smoothing.json", "rounding"}
+    assert files < {p.name for p in folder.iterdir()}
+    made(tmp_path, "b", "a100", "int4", rounding="gptq")
+    assert {p.name for p in folder.iterdir()} & files == {"rounding"}
+    made(tmp_path, "b", "a100", "int4", rounding="rtn")
+    assert not {p.name for p in folder.iterdir()} & files
+    assert error(folder / "model.onnx", tmp_path) > 0
+
+
 def test_what_awq_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
     source = {"source": {"onnx": str(normed(tmp_path / "m.onnx"))}, "targets": ["a100"]}
     with pytest.raises(RecipeError, match="AWQ needs calibration data"):

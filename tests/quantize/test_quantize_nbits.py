@@ -57,6 +57,21 @@ def test_on_a_cpu_blocks_are_what_onnx_runtime_multiplies_as_they_are_stored(tmp
     assert decibel(got, expected) > 38  # each row of an activation is INT8 in the kernel
 
 
+@pytest.mark.parametrize("preset", ["int4", "w8a16"])
+def test_blocks_of_zeros_give_zeros(tmp_path: Path, preset: str) -> None:
+    """The kernel subtracts its offset's share of the inputs' sum, which leaves rounding errors times the block's scale."""
+    weight = np.zeros((256, 64), np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="only")
+    path = save(tmp_path / "m.onnx", [node], [("x", ["b", 256])], [("y", ["b", 64])], {"w": weight})
+    rules = [{"op_type": "MatMul", "precision": preset}]
+    build(parse(recipe(path, rules=rules)), tmp_path / "b", options=BuildOptions(until="quantize"))
+    variant = tmp_path / "b/variants/cpu/model.onnx"
+    assert [n.op_type for n in onnx.load(variant).graph.node] == ["MatMulNBits"]
+    with OnnxRuntimeRunner(variant) as runner:
+        got = runner.infer({"x": np.random.default_rng(1).normal(size=(9, 256)).astype(np.float32)})["y"]
+    assert np.abs(got).max() < 1e-7
+
+
 @pytest.mark.parametrize(
     ("shape", "beta", "own"), [((100,), 1.0, True), ((100,), 0.5, False), ((1, 100), 1.0, False), ((1,), 1.0, False)]
 )

@@ -58,6 +58,17 @@ def test_layers_are_ranked_against_the_smoothed_float_graph(tmp_path: Path) -> N
     assert all(value > whole - 3 for value in isolated)  # not of the same samples, so with room
 
 
+def test_what_is_not_smoothed_any_more_leaves_no_smoothed_graph(tmp_path: Path) -> None:
+    """`validate DIR` compares the variant with ``float.onnx`` where there is one."""
+    out = made(tmp_path, "auto")
+    assert (out / "variants/cpu/float.onnx").is_file()
+    out.rename(tmp_path / "build-off")
+    again = made(tmp_path, "off")
+    assert not {"float.onnx", "float.safetensors", "smoothing.json"} & {
+        p.name for p in (again / "variants/cpu").iterdir()
+    }
+
+
 @pytest.mark.parametrize("smooth", ["auto", 0.5])
 def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path, smooth: object) -> None:
     (tmp_path / "a").mkdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import tokenizers
+import tritonclient.grpc as grpc
 from onnx import TensorProto, helper, numpy_helper
 
 from calibrators.data.spec import DataSpec
@@ -58,3 +59,21 @@ def write(folder: Path, kind: str, *, seed: int = 0, delay: int = 0, maximum: in
     write_repository(folder / "repo", model=served, config=config)
     write_ensemble(folder / "repo", served, config, tokenizer_files(encoder(folder / "tokenizer", served)))
     return folder / "repo"
+
+
+def embed(url: str, texts: list[str], model: str = "tiny_text") -> np.ndarray:
+    """Ask a server's ensemble for the texts' embeddings."""
+    client = grpc.InferenceServerClient(url)
+    asked = grpc.InferInput("TEXT", [len(texts), 1], "BYTES")
+    asked.set_data_from_numpy(np.array([[t.encode()] for t in texts], object))
+    found = client.infer(model, [asked]).as_numpy("embedding")
+    client.close()
+    return found
+
+
+def counts(url: str, model: str) -> tuple[int, int]:
+    """Return how many inferences and executions of a model the server counted."""
+    client = grpc.InferenceServerClient(url)
+    found = client.get_inference_statistics(model, as_json=True)["model_stats"][0]
+    client.close()
+    return int(found.get("inference_count", 0)), int(found.get("execution_count", 0))

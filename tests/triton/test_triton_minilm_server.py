@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tritonclient.grpc as grpc
+from ensembles import counts, embed
 
 from engines.onnxruntime import OnnxRuntimeRunner
 from examples import minilm
@@ -61,15 +61,6 @@ def server(built: Path) -> Iterator[Server]:
         yield running
 
 
-def embed(url: str, texts: list[str]) -> np.ndarray:
-    client = grpc.InferenceServerClient(url)
-    asked = grpc.InferInput("TEXT", [len(texts), 1], "BYTES")
-    asked.set_data_from_numpy(np.array([[t.encode()] for t in texts], object))
-    found = client.infer("minilm_text", [asked]).as_numpy("embedding")
-    client.close()
-    return found
-
-
 def test_the_embedding_is_the_engine_s_to_the_bit(built: Path, model: Path, server: Server) -> None:
     """The tokens are those of transformers' own tokenizer, padded as the ensemble pads; the mean is taken by hand."""
     transformers = pytest.importorskip("transformers")
@@ -81,22 +72,16 @@ def test_the_embedding_is_the_engine_s_to_the_bit(built: Path, model: Path, serv
     kept = tokens["attention_mask"].astype(np.float32)[..., None]
     mean = (vectors * kept).sum(axis=1) / kept.sum(axis=1)
     expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-    np.testing.assert_array_equal(embed(server.grpc_url, TEXTS), expected)
+    np.testing.assert_array_equal(embed(server.grpc_url, TEXTS, "minilm_text"), expected)
 
 
 def test_concurrent_texts_are_batched(server: Server) -> None:
-    client = grpc.InferenceServerClient(server.grpc_url)
-
-    def counts() -> tuple[int, int]:
-        found = client.get_inference_statistics("minilm", as_json=True)["model_stats"][0]
-        return int(found.get("inference_count", 0)), int(found.get("execution_count", 0))
-
-    before = counts()
+    before = counts(server.grpc_url, "minilm")
     with ThreadPoolExecutor(64) as pool:
-        answers = list(pool.map(lambda i: embed(server.grpc_url, [TEXTS[i % 4]]), range(64)))
-    after = counts()
+        answers = list(pool.map(lambda i: embed(server.grpc_url, [TEXTS[i % 4]], "minilm_text"), range(64)))
+    after = counts(server.grpc_url, "minilm")
     assert after[0] - before[0] == 64
     assert after[1] - before[1] <= 16
-    alone = embed(server.grpc_url, TEXTS)
+    alone = embed(server.grpc_url, TEXTS, "minilm_text")
     for index, answer in enumerate(answers):  # other lengths in the batch, so other paddings: close, not equal
         np.testing.assert_allclose(answer[0], alone[index % 4], atol=0.02)

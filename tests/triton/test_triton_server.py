@@ -23,6 +23,7 @@ import pytest
 import test_triton_image_ensemble
 import test_triton_serving_keys as serving_keys
 import tritonclient.grpc as grpc
+from ensembles import embed
 from test_triton_ensemble import MUTATIONS
 from triton_models import tokens_model
 
@@ -64,15 +65,6 @@ def server(repo: Path, installation: Installation) -> Iterator[Server]:
         yield running
 
 
-def embed(url: str, texts: list[str]) -> np.ndarray:
-    client = grpc.InferenceServerClient(url)
-    asked = grpc.InferInput("TEXT", [len(texts), 1], "BYTES")
-    asked.set_data_from_numpy(np.array([[t.encode()] for t in texts], object))
-    found = client.infer("tiny_text", [asked]).as_numpy("embedding")
-    client.close()
-    return found
-
-
 def vectors(kind: str, server: Server) -> np.ndarray:
     if kind == "http":
         inputs = [
@@ -108,18 +100,12 @@ def test_texts_become_embeddings(repo: Path, server: Server) -> None:
 
 
 def test_concurrent_requests_are_batched(server: Server) -> None:
-    client = grpc.InferenceServerClient(server.grpc_url)
-
-    def counts() -> dict[str, int]:
-        found = client.get_inference_statistics("tiny", as_json=True)["model_stats"][0]
-        return {name: int(found.get(name, 0)) for name in ("inference_count", "execution_count")}
-
-    before = counts()
+    before = ensembles.counts(server.grpc_url, "tiny")
     with ThreadPoolExecutor(64) as pool:
         answers = list(pool.map(lambda i: embed(server.grpc_url, ["the cat sat" if i % 2 else "a mat"]), range(64)))
-    after = counts()
-    assert after["inference_count"] - before["inference_count"] == 64
-    assert after["execution_count"] - before["execution_count"] <= 16
+    after = ensembles.counts(server.grpc_url, "tiny")
+    assert after[0] - before[0] == 64
+    assert after[1] - before[1] <= 16
     assert all(np.array_equal(answers[i], answers[i % 2]) for i in range(64))
 
 

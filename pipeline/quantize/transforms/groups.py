@@ -12,6 +12,7 @@ from pipeline.policy.plan import NodePlan, PrecisionPlan
 from pipeline.quantize.products import Product, product
 from pipeline.quantize.transforms.absorb import absorption
 from pipeline.quantize.transforms.upstream import gain, is_norm, upstream
+from pipeline.recipe import SCALED
 from pipeline.types import Precision, Role
 
 
@@ -39,8 +40,8 @@ class Group:
 def groups(model: ir.Model, plan: PrecisionPlan, *, weights_alone: bool = False) -> tuple[Group, ...]:
     """Return the groups of quantized nodes with a constant weight, in graph order, one for each tensor they read.
 
-    A tensor whose readers do not all compute in one precision and along one axis has no group, nor has one of a
-    convolution's where smoothing would cost more than it may bring (:func:`_is_cheap`).
+    A tensor whose readers do not all compute in one precision and along one axis has no group (weights that AWQ scales may be
+    stored in several), nor has one of a convolution's where smoothing would cost more than it may bring (:func:`_is_cheap`).
 
     Args:
         model: The canonical graph.
@@ -72,10 +73,15 @@ def groups(model: ir.Model, plan: PrecisionPlan, *, weights_alone: bool = False)
             axis=readers[0][0].channel_axis,
             smooth="off" if readers[0][1].smooth is None else readers[0][1].smooth,
         )
-        alike = len({(entry.precision, made.channel_axis) for made, entry in readers}) == 1
+        alike = len({(_stored(entry), made.channel_axis) for made, entry in readers}) == 1
         if alike and (group.axis == -1 or _is_cheap(group, readers[0][0], plan, entries)):
             made_groups.append(group)
     return tuple(made_groups)
+
+
+def _stored(entry: NodePlan) -> str:
+    """Return what readers of one tensor must have in common: AWQ weighs the errors of weights in several formats together."""
+    return "scaled" if entry.precision in SCALED else entry.precision
 
 
 def absorbable(value: ir.Value, group: Group, channels: int, *, shifted: bool) -> bool:

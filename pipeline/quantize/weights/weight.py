@@ -252,8 +252,10 @@ def not_finite(name: str) -> QuantizeError:
 def _scale(amax: Array, spec: QuantSpec, scale_dtype: npt.DTypeLike, least: Array | None) -> Array:
     scale = (amax / np.float32(spec.dtype.qmax)).astype(np.float32)
     floor = np.maximum(np.float32(_TINY), np.float32(0) if least is None else least)
-    # A channel of zeros needs some scale; its bias, stored in that scale, must not be rounded away by it.
-    scale = np.where(amax > 0, np.maximum(scale, floor), np.where(floor > _TINY, floor, np.float32(1.0)))
+    # A channel of zeros needs some scale; its bias, stored in that scale, must not be rounded away by it. A block of zeros has a
+    # small one, FP16's least normal number: MatMulNBits adds up its zeros with rounding errors, times the scale.
+    some = np.float32(1.0 if spec.block is None else 2.0**-14)
+    scale = np.where(amax > 0, np.maximum(scale, floor), np.where(floor > _TINY, floor, some))
     return stored_scale(scale.astype(np.float32), scale_dtype)
 
 
