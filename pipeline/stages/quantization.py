@@ -115,7 +115,7 @@ def _refuse_without_data(run: Run, made: PrecisionPlan) -> None:
     methods = {str(n.rounding) for n in made.quantized()} & {"gptq", "awq"}
     if methods and run.recipe.calibration.data is None:
         raise RecipeError(
-            f"{' and '.join(sorted(methods)).upper()} needs calibration data, and the recipe names none.",
+            f"{' and '.join(m.upper() for m in sorted(methods))} need{'s' if len(methods) == 1 else ''} calibration data, and the recipe names none.",
             where="policy.rounding",
             fix="Give --calibration DATA, or set rounding to rtn, in the policy and its rules.",
         )
